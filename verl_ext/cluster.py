@@ -1,0 +1,113 @@
+"""Ray: start or join a cluster, and place a group of training workers on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from verl_ext.config import ClusterConfig, Config
+from verl_ext.errors import UserError
+
+if TYPE_CHECKING:
+    from verl.single_controller.ray import RayWorkerGroup
+
+logger = logging.getLogger(__name__)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def runs_on_cpu(cluster: ClusterConfig) -> bool:
+    """Whether training and sampling run on CPUs: as configured, or because this machine has no GPU."""
+    if cluster.device == "auto":
+        return not any(Path("/dev").glob("nvidia[0-9]*"))
+    return cluster.device == "cpu"
+
+
+def environment(cluster: ClusterConfig) -> dict[str, str]:
+    """Environment of every Ray process: verl's plugin, quiet start-up, no data sent anywhere."""
+    variables = {
+        "VERL_USE_EXTERNAL_MODULES": "verl_ext.plugin",
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VERL_LOGGING_LEVEL": "WARNING",
+    }
+    if runs_on_cpu(cluster):
+        variables |= {"VERL_PLATFORM": "cpu", "TORCH_COMPILE_DISABLE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    return variables
+
+
+def start_ray(cluster: ClusterConfig, num_engines: int = 1) -> None:
+    """Connect to `cluster.address`, or start a local cluster bound to loopback; does nothing when connected.
+
+    A local CPU cluster declares as many fake GPUs as ranks and engines: verl's placement groups ask for them.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    variables = environment(cluster)
+    os.environ.update(variables)
+    options: dict[str, Any] = {"runtime_env": {"env_vars": variables}, "log_to_driver": _wants_worker_logs()}
+    if cluster.address is not None:
+        ray.init(address=cluster.address, **options)
+        return
+    num_ranks = cluster.num_nodes * cluster.ranks_per_node
+    if cluster.num_nodes > 1:
+        raise UserError(f"cluster.num_nodes={cluster.num_nodes} needs cluster.address of a running Ray cluster.")
+    if runs_on_cpu(cluster):
+        # logical CPUs: one a rank, one an engine, and some for Ray Data and the verifier; real cores are shared
+        options |= {
+            "num_cpus": max(os.cpu_count() or 1, num_ranks + num_engines + 4),
+            "num_gpus": num_ranks + num_engines,
+        }
+    # one's own directory: short, since Ray's sockets have a path limit, and free of other users' files
+    directory = tempfile.mkdtemp(prefix="ray-")
+    ray.init(
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=directory,
+        object_store_memory=_STORE,
+        **options,
+    )
+    logger.info("Ray started: %s CPUs, logs in %s", int(ray.cluster_resources().get("CPU", 0)), directory)
+
+
+_STORE = 512 * 2**20  # bytes; a step's batch and a shard of samples are far smaller
+
+
+def _wants_worker_logs() -> bool:
+    return os.environ.get("RECIPE_WORKER_LOGS", "0") == "1"
+
+
+def create_workers(config: Config) -> RayWorkerGroup:
+    """A group of `OfflineActorWorker`s, one a rank. Raises UserError when the cluster has too few GPUs for it."""
+    import ray
+    from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
+    from verl.utils.device import get_device_name
+
+    from verl_ext.workers import OfflineActorWorker, worker_config
+
+    cluster = config.cluster
+    start_ray(cluster, config.sampler.num_engines)
+    needed, present = cluster.num_nodes * cluster.ranks_per_node, int(ray.available_resources().get("GPU", 0))
+    if present < needed:
+        raise UserError(
+            f"Training asks for {needed} GPU(s), but Ray has {present} free of {int(ray.cluster_resources().get('GPU', 0))}. "
+            "Lower cluster.ranks_per_node, or wait for (or stop) the job that holds them: `ray status` shows it."
+        )
+    # one process a bundle: with verl's default of 10 CPUs a rank, a small machine would wait forever
+    pool = RayResourcePool([cluster.ranks_per_node] * cluster.num_nodes, max_colocate_count=1, use_gpu=True)
+    actor = RayClassWithInitArgs(ray.remote(OfflineActorWorker), config=worker_config(config.model, config.train))
+    return RayWorkerGroup(resource_pool=pool, ray_cls_with_init=actor, device_name=get_device_name())
+
+
+def threads_per_rank(cluster: ClusterConfig) -> int | None:
+    """Torch threads of a training rank on a CPU: Ray would otherwise give each worker one."""
+    if not runs_on_cpu(cluster):
+        return None
+    return cluster.threads_per_rank or max(1, (os.cpu_count() or 1) // cluster.ranks_per_node)

@@ -1,0 +1,254 @@
+"""Judged runs side by side: what may stand in one table, and the rows and results that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from verl_ext import artifacts
+from verl_ext.errors import UserError
+from verl_ext.intervals import Array, Score, resample
+from verl_ext.report import Row
+from verl_ext.statistics import Correctness, Difference, collect, differences, problem_mean, problem_pass
+
+VERIFIER_FAILURES = ("timeout", "memory", "crash", "bad_gold")  # verdicts that say nothing about the model
+_COLUMNS = ["sample_id", "prompt_id", "ground_truth", "verdict", "reward", "finish_reason"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One samples artifact: the row, training seed and benchmark it belongs to, and how the row is shown."""
+
+    row: str
+    label: str
+    group: str = ""
+    seed: int = 0
+    benchmark: str
+    path: Path
+    checkpoint: str = ""
+
+    @property
+    def subject(self) -> str:
+        return f"Row '{self.row}', seed {self.seed}, benchmark '{self.benchmark}'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The checked samples of an entry."""
+
+    entry: Entry
+    correctness: Correctness
+    ground_truths: Mapping[str, str]  # by problem id
+    num_truncated: int
+    num_unjudged: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What `report.Table` and the `results` artifact are made of."""
+
+    rows: tuple[Row, ...]
+    num_problems: Mapping[str, int]  # by benchmark, in table order
+    results: pa.Table
+
+
+def check_grid(entries: Sequence[Entry], baseline: str) -> None:
+    """Every row has every benchmark for each of its seeds, once; UserError names the cells where it has not."""
+    if not entries:
+        raise UserError("There is nothing to tabulate: no evaluated run was given. Run recipes.evaluate first.")
+    rows, benchmarks = (list(dict.fromkeys(getattr(e, key) for e in entries)) for key in ("row", "benchmark"))
+    if baseline not in rows:
+        raise UserError(
+            f"The baseline '{baseline}' is not among the rows {rows}. Set experiment.baseline to one of them."
+        )
+    present = [(entry.row, entry.seed, entry.benchmark) for entry in entries]
+    twice = sorted({cell for cell in present if present.count(cell) > 1})
+    wanted = {(row, seed, name) for row, seed, _ in present for name in benchmarks}
+    missing = sorted(wanted - set(present))
+    if twice or missing:
+        raise UserError(
+            f"The table has holes or doubles: (row, seed, benchmark) missing {missing[:5]}, given twice {twice[:5]}. "
+            "Evaluate every row on every benchmark, once."
+        )
+
+
+def check_lineages(entries: Sequence[Entry]) -> list[str]:
+    """All runs were decoded and judged alike. Returns notes on what the artifacts do not record."""
+    first, reference = entries[0], _comparable(entries[0].path)
+    for entry in entries[1:]:
+        differing = reference.differences(_comparable(entry.path))
+        if differing:
+            raise UserError(
+                f"{first.subject}, and {entry.subject} were decoded or judged differently and cannot stand in one "
+                f"table: {'; '.join(differing)}. Evaluate them again with the same settings and versions."
+            )
+    unknown = [name for name, value in {**reference.config, **reference.versions}.items() if value in (None, "unknown")]
+    return [f"Not recorded in the samples: {', '.join(unknown)}."] if unknown else []
+
+
+def _comparable(path: Path) -> artifacts.Lineage:
+    """The part of a samples lineage that must be equal within a table. The sampler's seed may differ between runs."""
+    lineage = artifacts.read_lineage(path)
+    sampling = lineage.config.get("sampling")
+    if isinstance(sampling, Mapping):
+        sampling = {key: value for key, value in sampling.items() if key != "seed"}
+    versions = {name: lineage.versions.get(name, "unknown") for name in ("math-verify", "vllm")}
+    return artifacts.Lineage(stage="", config={"sampling": sampling}, versions=versions)
+
+
+def load(entry: Entry, k: int, prompts: Path | None) -> Run:
+    columns = artifacts.read(entry.path, "samples", columns=_COLUMNS).to_pydict()
+    expected = artifacts.read(prompts, "prompts", columns=["prompt_id"])["prompt_id"].to_pylist() if prompts else None
+    return Run(
+        entry=entry,
+        correctness=collect(
+            columns["sample_id"],
+            columns["prompt_id"],
+            columns["reward"],
+            k=k,
+            subject=f"{entry.subject} ({entry.path})",
+            expected=expected,
+        ),
+        ground_truths=dict(zip(columns["prompt_id"], columns["ground_truth"], strict=True)),
+        num_truncated=columns["finish_reason"].count("length"),
+        num_unjudged=sum(verdict in VERIFIER_FAILURES for verdict in columns["verdict"]),
+    )
+
+
+def check_problems(runs: Sequence[Run]) -> None:
+    """Runs on the same benchmark have the same problems with the same reference answers: they are compared in pairs."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        other = first.setdefault(run.entry.benchmark, run)
+        if run.ground_truths == other.ground_truths:
+            continue
+        lacking = sorted(other.ground_truths.keys() ^ run.ground_truths.keys())
+        changed = [name for name, gold in run.ground_truths.items() if other.ground_truths.get(name, gold) != gold]
+        raise UserError(
+            f"{other.entry.subject}, and {run.entry.subject} cannot be paired: problems in only one of them "
+            f"({len(lacking)}): {lacking[:5]}; with another reference answer ({len(changed)}): {changed[:5]}. "
+            "Evaluate them again on the same prompts artifact."
+        )
+
+
+def compare(
+    runs: Sequence[Run],
+    *,
+    baseline: str,
+    k: int,
+    pass_k: int,
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """Score every row, over all its seeds and for each, and its difference to the baseline, with intervals."""
+    num_problems = {run.entry.benchmark: len(run.ground_truths) for run in runs}
+    benchmarks = list(num_problems)
+    metrics: dict[str, Callable[[Array], Array]] = {
+        f"mean@{k}": problem_mean,
+        f"pass@{pass_k}": lambda rewards: problem_pass(rewards, pass_k),
+    }
+    seeds = [None, *sorted({run.entry.seed for run in runs})]
+    scores = {
+        number: {name: _resample(runs, metric, number, num_resamples, seed) for name, metric in metrics.items()}
+        for number in seeds
+    }
+    means, passes = scores[None].values()
+    compared = [differences(means, baseline, index=i, alpha=1.0 - confidence) for i in range(len(benchmarks) + 1)]
+    return Comparison(
+        rows=tuple(_row(name, runs, benchmarks, means, passes, compared, confidence) for name in means),
+        num_problems=num_problems,
+        results=_results(runs, scores, compared, [*benchmarks, "macro"], confidence, baseline),
+    )
+
+
+def _resample(
+    runs: Sequence[Run], metric: Callable[[Array], Array], seed: int | None, num_resamples: int, generator_seed: int
+) -> dict[str, Score]:
+    """Scores by row, of one training seed or (None) averaged over all that a row has."""
+    values: dict[str, dict[str, list[Array]]] = {}
+    for run in runs:
+        if seed in (None, run.entry.seed):
+            row = values.setdefault(run.entry.row, {})
+            row.setdefault(run.entry.benchmark, []).append(metric(run.correctness.rewards))
+    stacked = {row: {name: np.stack(arrays) for name, arrays in cells.items()} for row, cells in values.items()}
+    return resample(stacked, num_resamples=num_resamples, seed=generator_seed)
+
+
+def _row(
+    name: str,
+    runs: Sequence[Run],
+    benchmarks: Sequence[str],
+    means: Mapping[str, Score],
+    passes: Mapping[str, Score],
+    compared: Sequence[Mapping[str, Difference]],
+    confidence: float,
+) -> Row:
+    mine = [run for run in runs if run.entry.row == name]
+    num_samples = sum(run.correctness.rewards.size for run in mine)
+    seeds = tuple(dict.fromkeys(run.entry.seed for run in mine))
+    macros = [np.mean([r.correctness.rewards.mean() for r in mine if r.entry.seed == seed]) for seed in seeds]
+    return Row(
+        name=name,
+        label=mine[0].entry.label,
+        group=mine[0].entry.group,
+        seeds=seeds,
+        benchmarks={b: means[name].estimate(i, confidence=confidence) for i, b in enumerate(benchmarks)},
+        macro=means[name].estimate(confidence=confidence),
+        passed=passes[name].estimate(confidence=confidence),
+        spread=float(np.std(macros, ddof=1)) if len(seeds) > 1 else None,
+        difference=compared[-1].get(name),
+        benchmark_differences={b: compared[i][name] for i, b in enumerate(benchmarks) if name in compared[i]},
+        truncated_fraction=sum(run.num_truncated for run in mine) / num_samples,
+        unjudged_fraction=sum(run.num_unjudged for run in mine) / num_samples,
+    )
+
+
+def _results(
+    runs: Sequence[Run],
+    scores: Mapping[int | None, Mapping[str, Mapping[str, Score]]],  # seed (None: all) -> metric -> row
+    compared: Sequence[Mapping[str, Difference]],
+    benchmarks: Sequence[str],  # and "macro"
+    confidence: float,
+    baseline: str,
+) -> pa.Table:
+    """The `results` artifact: one line per row, seed, benchmark and metric, then the differences to the baseline."""
+    lines: list[dict[str, Any]] = []
+    for seed, metrics in scores.items():
+        for metric, by_row in metrics.items():
+            for row, score in by_row.items():
+                for index, benchmark in enumerate(benchmarks):
+                    item = score.estimate(index, confidence=confidence)
+                    cell = {"metric": metric, "value": item.value, "ci_low": item.low, "ci_high": item.high}
+                    lines.append(_facts(runs, row, seed, benchmark) | cell)
+    metric = f"{next(iter(scores[None]))} minus {baseline}"
+    for benchmark, found in zip(benchmarks, compared, strict=True):
+        for row, item in found.items():
+            facts = _facts(runs, row, None, benchmark)
+            lines.append(facts | {"metric": metric, "value": item.value, "ci_low": item.low, "ci_high": item.high})
+            lines.append(facts | {"metric": f"{metric}: p (Holm)", "value": item.p_holm})
+            lines.append(facts | {"metric": f"{metric}: detectable", "value": item.detectable})
+    return pa.Table.from_pylist(lines, schema=artifacts.SCHEMAS["results"])
+
+
+def _facts(runs: Sequence[Run], row: str, seed: int | None, benchmark: str) -> dict[str, Any]:
+    mine = [
+        run
+        for run in runs
+        if run.entry.row == row and seed in (None, run.entry.seed) and benchmark in ("macro", run.entry.benchmark)
+    ]
+    num_samples = sum(run.correctness.rewards.size for run in mine)
+    return {
+        "method": row,
+        "seed": -1 if seed is None else seed,
+        "benchmark": benchmark,
+        "num_prompts": sum({r.entry.benchmark: len(r.ground_truths) for r in mine}.values()),
+        "num_samples": num_samples,
+        "truncated_fraction": sum(run.num_truncated for run in mine) / num_samples,
+        "checkpoint": ", ".join(dict.fromkeys(run.entry.checkpoint for run in mine if run.entry.checkpoint)),
+    }

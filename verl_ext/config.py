@@ -1,0 +1,245 @@
+"""Configuration: one frozen, validated dataclass per stage, composed by Hydra from `configs/`.
+
+The dataclasses below are the only place where a key, its type and its default are written. YAML files and
+`key=value` arguments may set nothing else: a mistyped key is refused with the nearest valid one. Nothing here imports
+torch, ray, verl or vllm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from verl_ext.losses.base import Normalizer
+
+_STRICT = ConfigDict(extra="forbid")
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelConfig:
+    """The policy: where its weights are, how it is prompted, how it is run."""
+
+    path: str = ""  # hub id or local directory
+    prompt_template: str = "qwen-boxed"
+    max_prompt_length: PositiveInt = 1024  # tokens; longer prompts are refused
+    max_response_length: PositiveInt = 2048  # tokens, EOS included
+    dtype: Literal["fp32", "bf16"] = "bf16"  # of the forward pass; parameters and moments stay fp32
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    use_remove_padding: bool = False  # packed sequences; needs flash_attention_2
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SourceConfig:
+    """One set of problems: from the built-in generator, a file or a hub."""
+
+    source: Literal["embedded", "file", "hub"] = "embedded"
+    path: str = ""  # file or hub id
+    split: str = "train"
+    name: str = ""  # hub configuration name
+    revision: str | None = None
+    limit: PositiveInt | None = None
+    problem_column: str | None = None  # None: recognised from the known layouts
+    answer_column: str | None = None
+    solution_column: str | None = None
+    style: str = "terse"  # of the built-in generator's worked solutions
+    noise: Fraction = 0.0  # of the built-in generator: fraction of solutions with a mistake
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DataConfig:
+    """Named problem sets: training splits and benchmarks."""
+
+    splits: dict[str, SourceConfig] = field(default_factory=dict)
+    benchmarks: dict[str, SourceConfig] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class MethodConfig:
+    """A training objective by name (`verl_ext/losses/<name>.py`) and its parameters."""
+
+    name: str = "sft"
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ClusterConfig:
+    """Where Ray runs and how many training ranks it places."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    address: str | None = None  # of a running Ray cluster; None starts a local one
+    num_nodes: PositiveInt = 1
+    ranks_per_node: PositiveInt = 1
+    threads_per_rank: PositiveInt | None = None  # torch threads on a CPU; None: all cores divided by the ranks
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SamplerConfig:
+    """The vLLM engines."""
+
+    num_engines: PositiveInt = 1
+    tensor_parallel_size: PositiveInt = 1
+    dtype: Literal["float32", "bfloat16", "auto"] = "auto"
+    gpu_memory_utilization: Fraction = 0.85
+    kv_cache_gib: PositiveFloat = 1.0  # on a CPU
+    max_num_seqs: PositiveInt = 256
+    max_num_batched_tokens: PositiveInt = 8192
+    enforce_eager: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PrepareConfig:
+    """Problems to prompts."""
+
+    only: list[str] | None = None  # names of splits and benchmarks; None: all of `data`
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RolloutConfig:
+    """Prompts and policy to rollouts."""
+
+    prompts: str | None = None  # None: the run's training prompts
+    output: str | None = None
+    n: PositiveInt = 4  # samples a prompt
+    temperature: NonNegativeFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    shard_size: PositiveInt = 128  # prompts a shard: what a kill can cost
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class VerifyConfig:
+    """Rollouts to samples with verdicts."""
+
+    input: str | None = None  # parquet artifact, or JSONL with `problem`, `gold`, `responses`
+    output: str | None = None
+    backend: Literal["local", "ray"] = "local"
+    num_workers: PositiveInt = 1
+    cpu_seconds: PositiveFloat = 3.0  # a response may use before its verdict is `timeout`
+    memory_gib: PositiveFloat = 1.0
+    shard_size: PositiveInt = 2048
+    max_failure_fraction: Fraction = 0.005  # of timeout, memory and crash together
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CurateConfig:
+    """Samples or demonstrations to positives and pairs."""
+
+    source: Literal["samples", "demonstrations"] = "samples"
+    input: str | None = None
+    output: str | None = None
+    pairs_output: str | None = None
+    max_per_prompt: PositiveInt | None = None
+    deduplicate: bool = True
+    max_pairs_per_prompt: PositiveInt = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrainConfig:
+    """Positives and a method to a checkpoint."""
+
+    data: str | None = None  # a positives artifact
+    output_dir: str | None = None
+    num_steps: PositiveInt | None = None  # optimizer steps; None: from num_epochs
+    num_epochs: PositiveFloat = 1.0
+    batch_size: PositiveInt = 256  # sequences an optimizer step, over all ranks
+    max_tokens_per_micro_batch: PositiveInt | None = 16384  # padded tokens a rank; dynamic micro-batches
+    micro_batch_size: PositiveInt | None = None  # sequences a rank; fixed micro-batches in data order instead
+    normalizer: Normalizer = "global_token"
+    learning_rate: PositiveFloat = 5e-5
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_fraction: Fraction = 0.1
+    weight_decay: NonNegativeFloat = 0.01
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.95
+    max_grad_norm: PositiveFloat = 1.0
+    save_every: PositiveInt | None = None  # steps; None: at the end only
+    keep_last: Annotated[int, Field(ge=2)] = 2  # resumable checkpoints that stay on disk
+    max_skipped_steps: NonNegativeInt = 3  # in a row, for a non-finite gradient, before the run stops
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class EvaluateConfig:
+    """Checkpoints and benchmarks to samples."""
+
+    checkpoints: dict[str, str] = field(default_factory=dict)  # name -> Hugging Face directory
+    benchmarks: dict[str, str] = field(default_factory=dict)  # name -> prompts artifact; empty: the run's own
+    output_dir: str | None = None
+    k: PositiveInt = 16  # samples a problem
+    temperature: NonNegativeFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    shard_size: PositiveInt = 256
+    max_log_prob_gap: PositiveFloat = 0.1  # nats, trainer against sampler on the same tokens
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TabulateConfig:
+    """Samples of all runs to the table, its intervals and its figure."""
+
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    num_resamples: PositiveInt = 10000
+    pass_k: PositiveInt | None = None  # None: k
+    caption: str = ""
+    output_dir: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RowConfig:
+    """One row of the table: a method on a data set, or the base policy as it is."""
+
+    name: str
+    label: str
+    group: str = ""  # heading of the table's section
+    method: str | None = None  # configs/method/<method>.yaml; None: the base policy
+    data: Literal["demonstrations", "samples"] | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)  # what differs from the experiment's `train` section
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ExperimentConfig:
+    """Rows of the table and how they are compared."""
+
+    name: str = "unnamed"
+    rows: list[RowConfig] = field(default_factory=list)
+    baseline: str = "sft"  # the row that differences are taken to
+    num_seeds: PositiveInt = 1
+    base: dict[str, Any] | None = None  # `train` section of the base policy; None: model.path is the base policy
+    learning_rates: str | None = None  # result file of a sweep; gives each row its learning rate
+    sweep: list[PositiveFloat] = field(default_factory=list)  # learning rates to try; makes the experiment a sweep
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Config:
+    """Everything a stage may read."""
+
+    run_dir: str = "runs/unnamed"
+    overwrite: bool = False
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
+    curate: CurateConfig = field(default_factory=CurateConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    tabulate: TabulateConfig = field(default_factory=TabulateConfig)
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)

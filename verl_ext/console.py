@@ -1,0 +1,61 @@
+"""Logging and progress: rich on a terminal, plain lines in a Ray job's log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+
+def setup_logging(level: int = logging.INFO) -> None:
+    """Send log records to stderr: coloured on a terminal, `time level name: message` otherwise."""
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False)
+        handler.setFormatter(logging.Formatter("%(message)s", datefmt="%H:%M:%S"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for noisy in ("httpx", "filelock", "urllib3", "datasets", "matplotlib", "fontTools", "absl"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class Progress:
+    """Lines of progress with a rate and the time left, at most one every `every_seconds`, and one at the end."""
+
+    def __init__(self, subject: str, total: int, *, done: int = 0, unit: str = "items", every_seconds: float = 10.0):
+        self._logger = logging.getLogger("progress")
+        self.subject, self.total, self.unit, self.every_seconds = subject, total, unit, every_seconds
+        self._first = self._done = done
+        self._start = self._last = time.monotonic()
+
+    def advance(self, count: int = 1, **extra: float | str) -> None:
+        """Count `count` more units; `extra` (numbers or text) is shown at the end of the line."""
+        self._done += count
+        now = time.monotonic()
+        if self._done >= self.total or now - self._last >= self.every_seconds:
+            self._last = now
+            self._logger.info("%s", self.line(now - self._start, **extra))
+
+    def line(self, elapsed: float, **extra: float | str) -> str:
+        """The text of one line: counts, rate, time left."""
+        rate = (self._done - self._first) / max(elapsed, 1e-9)
+        left = (self.total - self._done) / rate if rate > 0 else float("inf")
+        parts = [f"{self.subject}: {self._done}/{self.total} {self.unit}", f"{rate:.3g}/s", f"{duration(left)} left"]
+        parts += [
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in extra.items()
+        ]
+        return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`75` -> `1m15s`; an unknown duration is `?`."""
+    if seconds == float("inf"):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

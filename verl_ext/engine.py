@@ -1,0 +1,167 @@
+"""`OfflineActorEngine`: verl's FSDP engine with logits only where the loss needs them.
+
+Differences from `FSDPEngineWithLMHead` of verl 0.9.1, each by overriding one of its methods:
+
+- the language-model head runs on the positions that predict a trained token, not on prompts and padding;
+- micro-batches group rows by length and are bounded by their padded size, so a CPU wastes little on padding;
+- log-probabilities are computed in fp32;
+- the counts that normalisers need (tokens, sequences, micro-batches over all ranks) travel with each micro-batch.
+
+With Ulysses sequence parallelism the head runs everywhere, as in verl, and positions are selected afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.distributed
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_id
+from verl.workers.engine.base import EngineRegistry
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+from verl.workers.engine.utils import postprocess_batch_func
+
+from verl_ext.batching import plan_micro_batches
+
+MODEL_TYPE = "offline_actor"
+
+
+@EngineRegistry.register(model_type=MODEL_TYPE, backend=["fsdp", "fsdp2"], device=["cpu", "cuda", "npu"])
+class OfflineActorEngine(FSDPEngineWithLMHead):
+    """Scores and trains fixed responses. `model_output["log_probs"]` is jagged over RESPONSE tokens."""
+
+    _head_positions: torch.Tensor | None = None
+
+    def _build_module(self) -> torch.nn.Module:
+        self.model_config.model_type = "language_model"  # the only name verl's builder loads a causal model for
+        module = super()._build_module()
+        module.get_output_embeddings().register_forward_pre_hook(self._select_head_inputs)
+        return module
+
+    def _select_head_inputs(self, _module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self._head_positions is None:
+            return None
+        hidden = inputs[0]
+        return (hidden.reshape(-1, hidden.shape[-1])[self._head_positions].unsqueeze(0), *inputs[1:])
+
+    def forward_backward_batch(
+        self, data: TensorDict, loss_function: Callable[..., Any] | None, forward_only: bool = False
+    ) -> dict[str, Any]:
+        """Run all micro-batches of this rank's rows; gradients accumulate unless `forward_only`."""
+        groups = self._plan(data)
+        counts = self._global_counts(data)
+        rows = _Rows(data)
+        outputs = []
+        for index, group in enumerate(groups):
+            micro_batch = rows.select(group)
+            tu.assign_non_tensor(micro_batch, num_micro_batches=len(groups), **counts)
+            with torch.no_grad() if forward_only else nullcontext(), self._sync(index == len(groups) - 1, forward_only):
+                loss, output = self.forward_step(micro_batch, loss_function=loss_function, forward_only=forward_only)
+                if not forward_only:
+                    loss.backward()
+                    output.pop("model_output", None)
+            outputs.append(output)
+        tu.assign_non_tensor(data, use_dynamic_bsz=True)  # tells verl to put the rows back in order
+        return postprocess_batch_func(output_lst=outputs, indices=groups, data=data)
+
+    def _sync(self, is_last: bool, forward_only: bool) -> Any:
+        return nullcontext() if forward_only else self._gradient_sync_context(is_last_micro_batch=is_last)
+
+    def _plan(self, data: TensorDict) -> list[list[int]]:
+        """Micro-batches of this rank; every rank gets the same number, since FSDP's collectives must match."""
+        num_rows = len(data)
+        size = tu.get_non_tensor_data(data, key="micro_batch_size", default=None)
+        if size is not None:
+            return [list(range(start, min(start + size, num_rows))) for start in range(0, num_rows, size)]
+        lengths = data["input_ids"].offsets().diff().tolist()
+        max_tokens = tu.get_non_tensor_data(data, key="max_tokens_per_micro_batch", default=None)
+        assert max_tokens is not None, "either micro_batch_size or max_tokens_per_micro_batch must be set"
+        count = torch.tensor(len(plan_micro_batches(lengths, max_tokens)), device=get_device_id())
+        torch.distributed.all_reduce(count, op=torch.distributed.ReduceOp.MAX, group=self.get_data_parallel_group())
+        return plan_micro_batches(lengths, max_tokens, min_count=int(count))
+
+    def _global_counts(self, data: TensorDict) -> dict[str, int]:
+        mask = data["loss_mask"]
+        num_sequences = sum(bool(row.any()) for row in mask.unbind())
+        counts = torch.tensor([int(mask.values().sum()), num_sequences], device=get_device_id())
+        torch.distributed.all_reduce(counts, group=self.get_data_parallel_group())
+        return {
+            "num_tokens_global": int(counts[0]),
+            "num_sequences_global": int(counts[1]),
+            "dp_size": self.get_data_parallel_size(),
+        }
+
+    def lr_scheduler_step(self) -> float:
+        """Advance the schedule; returns the learning rate that the step just made has used."""
+        used = float(self.lr_scheduler.get_last_lr()[0])
+        super().lr_scheduler_step()
+        return used
+
+    def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Padded rows for a CPU or sdpa, verl's packed sequence where flash attention is used."""
+        input_ids, loss_mask = micro_batch["input_ids"], micro_batch["loss_mask"]
+        # position t predicts token t + 1; prompts are never empty, so the shift stays within a row
+        flat_positions = loss_mask.values().nonzero().squeeze(-1) - 1
+        if self.use_remove_padding:
+            lengths = input_ids.offsets().diff()
+            positions = torch.cat([torch.arange(int(n), device=lengths.device) for n in lengths])
+            micro_batch["position_ids"] = torch.nested.nested_tensor_from_jagged(positions, input_ids.offsets())
+            tu.assign_non_tensor(micro_batch, use_remove_padding=True, temperature=1.0)
+            inputs, arguments = super().prepare_model_inputs(micro_batch)
+            self._head_positions = None if self.use_ulysses_sp else flat_positions
+            return inputs, {**arguments, "flat_positions": flat_positions}
+        lengths = input_ids.offsets().diff()
+        # the size must be given: a jagged tensor without a cached maximum pads to the number of all its tokens
+        padded = torch.nested.to_padded_tensor(input_ids, 0, output_size=(len(lengths), int(lengths.max())))
+        row = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        shift = row * padded.shape[1] - input_ids.offsets()[row]  # from packed to padded coordinates
+        self._head_positions = flat_positions + shift[flat_positions]
+        # Padding is on the right, so causal attention alone keeps it out: no mask, and attention takes its fast path.
+        position_ids = torch.arange(padded.shape[1], device=padded.device).unsqueeze(0).expand_as(padded)
+        return {"input_ids": padded, "attention_mask": None, "position_ids": position_ids}, {}
+
+    def prepare_model_outputs(
+        self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any
+    ) -> dict[str, torch.Tensor]:
+        """log pi(y_t | x, y_<t) of the trained tokens in fp32, jagged [rows, response tokens]."""
+        loss_mask = micro_batch["loss_mask"]
+        if self.use_ulysses_sp:
+            everywhere = super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+            log_probs = everywhere["log_probs"].values()[output_args["flat_positions"]].float()
+        else:
+            labels = micro_batch["input_ids"].values()[loss_mask.values().bool()]
+            log_probs = -torch.nn.functional.cross_entropy(output.logits[0].float(), labels, reduction="none")
+        starts = loss_mask.offsets()
+        cumulative = torch.cat([starts.new_zeros(1), loss_mask.values().cumsum(0)])
+        return {"log_probs": torch.nested.nested_tensor_from_jagged(log_probs, cumulative[starts])}
+
+
+class _Rows:
+    """Cheap row selection from a jagged TensorDict: slices of flat tensors, no unbinding per micro-batch."""
+
+    def __init__(self, data: TensorDict):
+        self.jagged = {key: value for key, value in data.items() if isinstance(value, torch.Tensor) and value.is_nested}
+        self.dense = {
+            key: value for key, value in data.items() if isinstance(value, torch.Tensor) and key not in self.jagged
+        }
+        offsets = data["input_ids"].offsets()
+        self.lengths, self.starts = offsets.diff(), offsets[:-1]
+
+    def select(self, rows: list[int]) -> TensorDict:
+        index = torch.tensor(rows, device=self.lengths.device)
+        lengths = self.lengths[index]
+        ends = lengths.cumsum(0)
+        offsets = torch.cat([ends.new_zeros(1), ends])
+        flat = torch.arange(int(ends[-1]), device=ends.device) + torch.repeat_interleave(
+            self.starts[index] - offsets[:-1], lengths
+        )
+        tensors: dict[str, torch.Tensor] = {
+            key: torch.nested.nested_tensor_from_jagged(value.values()[flat], offsets)
+            for key, value in self.jagged.items()
+        }
+        tensors |= {key: value[index] for key, value in self.dense.items()}
+        return tu.get_tensordict(tensors)

@@ -1,0 +1,113 @@
+r"""Grading one answer with math-verify, as it is done inside a judging process.
+
+Nothing here limits time or memory: call it only where the process may be killed (`verifier_process`). The module
+imports math-verify and sympy when first used, so that a caller's process never loads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from verl_ext.answers import clean, refusal
+from verl_ext.equivalence import contradicts, equation_sides, read_number, same_text
+
+_WARM_UP = (
+    r"\frac{1}{2}", r"-3.5", r"2\sqrt{3}+\pi", r"x^2-2x+1", r"(1, 2]\cup[3,\infty)", r"\{1,2\}", r"(1,2)", r"x=5",
+    r"1<x\leq 2", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"50\%", r"\sin(x)", r"5\text{ cm}", r"\text{east}",
+)  # fmt: skip
+
+
+def parse(text: str) -> list[Any]:
+    """math-verify's reading of one answer: `[expression, text]`, or `[text]` alone where it cannot be parsed."""
+    import math_verify
+
+    config = math_verify.LatexExtractionConfig(boxed_match_priority=0)
+    return math_verify.parse(
+        "\\boxed{" + text + "}", extraction_config=[config], parsing_timeout=None, raise_on_error=True
+    )
+
+
+def parse_gold(gold: str) -> list[Any] | None:
+    """Parse a gold answer; None where it does not parse, or is not a number but `nan` or a division by zero."""
+    import sympy
+
+    parsed = _parse_or_nothing(gold)
+    if not parsed:
+        number = read_number(gold)  # percentages are beyond the parser
+        values = [] if number is None else [number.value, number.value / 100][: 1 + number.is_percent]
+        return [sympy.Rational(value.numerator, value.denominator) for value in values] or None
+    return None if any(_is_undefined(item) for item in parsed if not isinstance(item, str)) else parsed
+
+
+def _is_undefined(expression: Any) -> bool:
+    """Whether an expression comes to `nan` or to complex infinity, as a division by zero does."""
+    import sympy
+
+    nowhere = (sympy.nan, sympy.zoo)
+    if expression.has(*nowhere):
+        return True
+    if expression.has(sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative):
+        return False  # too dear to evaluate for this
+    with suppress(ArithmeticError, AttributeError, TypeError, ValueError, NotImplementedError):
+        return bool(expression.doit().has(*nowhere))
+    return False
+
+
+def _parse_or_nothing(text: str) -> list[Any]:
+    """Like `parse`, but `[]` where there is no expression."""
+    try:
+        parsed = parse(text)
+    except MemoryError:
+        raise
+    except Exception:  # whatever a parser raises on a text says only that it is no answer
+        return []
+    return parsed if any(not isinstance(item, str) for item in parsed) else []
+
+
+def grade(gold: str, parsed_gold: list[Any], answer: str, announce: Callable[[], None]) -> str:
+    """Verdict on a cleaned answer against a parsed gold; `announce` is called before the costly part."""
+    if same_text(gold, answer):
+        return "correct"
+    if refusal(answer) is not None:
+        return "unparseable"
+    announce()
+    parsed = _parse_or_nothing(answer)
+    if not parsed:
+        return "unparseable"
+    if not _equal(parsed_gold, parsed) or contradicts(gold, answer):
+        return "incorrect"
+    return "correct" if _consistent(answer) else "incorrect"
+
+
+def _equal(parsed_gold: list[Any], parsed: list[Any]) -> bool:
+    import math_verify
+
+    try:
+        return math_verify.verify(
+            parsed_gold, parsed, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True
+        )
+    except MemoryError:
+        raise
+    except Exception:  # the answer has been read and cannot be brought together with the gold
+        return False
+
+
+def _consistent(answer: str) -> bool:
+    """False for `5=6`, of which math-verify looks at the last side only: all sides that are numbers must be equal."""
+    sides = [side for side in equation_sides(answer) if side]
+    if len(sides) < 2:
+        return True
+    *others, last = (_parse_or_nothing(side) for side in sides)
+    numbers = [side for side in others if side and not getattr(side[0], "free_symbols", None)]
+    return not last or all(_equal(last, number) for number in numbers)
+
+
+def warm_up() -> None:
+    """Parse and compare something of every kind, so that forked processes find the parser's tables filled."""
+    for text in _WARM_UP:
+        answer = clean(text)
+        assert answer is not None
+        parse_gold(answer)
+        grade("0", parse("1"), answer, lambda: None)

@@ -1,0 +1,49 @@
+"""Where a run keeps its artifacts. Stages that are given no paths use these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """The directory of one experiment."""
+
+    run_dir: Path
+
+    @classmethod
+    def of(cls, run_dir: str | Path) -> RunLayout:
+        """Absolute, since Ray workers run in directories of their own."""
+        return cls(Path(run_dir).expanduser().resolve())
+
+    def prompts(self, split: str) -> Path:
+        return self.run_dir / "prompts" / f"{split}.parquet"
+
+    def benchmark(self, name: str) -> Path:
+        return self.run_dir / "prompts" / "benchmarks" / f"{name}.parquet"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.run_dir / "rollouts.parquet"
+
+    @property
+    def samples(self) -> Path:
+        return self.run_dir / "samples.parquet"
+
+    def positives(self, source: str) -> Path:
+        return self.run_dir / "positives" / f"{source}.parquet"
+
+    @property
+    def pairs(self) -> Path:
+        return self.run_dir / "pairs.parquet"
+
+    def checkpoint(self, row: str, seed: int) -> Path:
+        return self.run_dir / "train" / f"{row}-seed{seed}"
+
+    def evaluation(self, row: str, seed: int, benchmark: str) -> Path:
+        return self.run_dir / "evaluate" / f"{row}-seed{seed}" / f"{benchmark}.parquet"
+
+    @property
+    def results_dir(self) -> Path:
+        return self.run_dir / "results"

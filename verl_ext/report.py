@@ -1,0 +1,203 @@
+"""The comparison table as text: Markdown and CSV. Pure functions of a `Table`; the figure is in `verl_ext.forest`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from verl_ext.intervals import Estimate
+from verl_ext.statistics import Difference
+
+MARKS = {"win": "▲", "lose": "▼", "undecided": "○"}
+_MINUS = "\N{MINUS SIGN}"
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method. Estimates are fractions, averaged over its training seeds; mappings go by benchmark name."""
+
+    name: str
+    label: str
+    group: str  # rows with the same group in succession share a section
+    seeds: tuple[int, ...]
+    benchmarks: Mapping[str, Estimate]  # mean@k
+    macro: Estimate  # mean@k
+    passed: Estimate  # pass@k, macro average
+    spread: float | None  # standard deviation over seeds of the macro average; None for one seed
+    difference: Difference | None  # to the baseline, macro average; None for the baseline itself
+    benchmark_differences: Mapping[str, Difference]
+    truncated_fraction: float  # of responses that ended at the length limit
+    unjudged_fraction: float  # of responses on which the verifier failed; they count as wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """All that the table, its footnotes and its figure say."""
+
+    rows: tuple[Row, ...]
+    baseline: str  # name of the row that differences are taken to
+    benchmarks: Mapping[str, int]  # benchmark -> number of problems, in column order
+    k: int  # samples a problem
+    pass_k: int
+    confidence: float = 0.95
+    num_resamples: int = 10_000
+    caption: str = ""
+    hardware: str = ""
+    date: str = ""
+    notes: tuple[str, ...] = ()  # further footnotes
+
+    @property
+    def baseline_label(self) -> str:
+        return next(row.label for row in self.rows if row.name == self.baseline)
+
+    def sections(self) -> list[tuple[str, list[Row]]]:
+        """Rows in table order, cut where the group changes."""
+        found: list[tuple[str, list[Row]]] = []
+        for row in self.rows:
+            if not found or found[-1][0] != row.group:
+                found.append((row.group, []))
+            found[-1][1].append(row)
+        return found
+
+
+def percent(fraction: float, *, signed: bool = False) -> str:
+    """`0.1234` -> `12.3`, with a true minus sign, and never `−0.0`."""
+    text = f"{100 * fraction:+.1f}" if signed else f"{100 * fraction:.1f}"
+    if float(text) == 0.0:
+        return "0.0"
+    return text.replace("-", _MINUS)
+
+
+def interval(estimate: Estimate, *, signed: bool = False) -> str:
+    """`12.3 [10.1, 14.6]`."""
+    low, high = percent(estimate.low, signed=signed), percent(estimate.high, signed=signed)
+    return f"{percent(estimate.value, signed=signed)} [{low}, {high}]"
+
+
+def to_markdown(table: Table) -> str:
+    """Caption, one line per row under section headings, footnotes."""
+    several_seeds = any(len(row.seeds) > 1 for row in table.rows)
+    header = ["Method", *table.benchmarks, "**Average**", f"Δ to {table.baseline_label}", f"pass@{table.pass_k}"]
+    header += ["sd of seeds"] if several_seeds else []
+    lines = [_line(header), _line([":---"] + ["---:"] * (len(header) - 1), escape=False)]
+    for group, rows in table.sections():
+        if group:
+            lines.append(_line([f"***{_text(group)}***"] + [""] * (len(header) - 1), escape=False))
+        for row in rows:
+            cells = [row.label, *(percent(row.benchmarks[name].value) for name in table.benchmarks)]
+            cells += [_bold_value(interval(row.macro)), _difference(row.difference), percent(row.passed.value)]
+            cells += [_spread(row)] if several_seeds else []
+            lines.append(_line(cells))
+    caption = [f"**{_text(table.caption)}**", ""] if table.caption else []
+    return "\n".join([*caption, *lines, "", *(f"- {note}" for note in footnotes(table)), ""])
+
+
+def footnotes(table: Table) -> list[str]:
+    """What a reader must know to read the numbers, one sentence group per entry."""
+    level = f"{100 * table.confidence:g} %"
+    problems = ", ".join(f"{_text(name)} {count}" for name, count in table.benchmarks.items())
+    notes = [
+        f"Accuracy in %, mean over {table.k} samples a problem (mean@{table.k}); Average: unweighted mean of the "
+        f"benchmarks, with its {level} interval. Problems: {problems}.",
+        f"Intervals: bootstrap over problems within each benchmark, {table.num_resamples:,} resamples; differences are "
+        f"paired by problem. {_seeds(table)}",
+        *_comparison(table),
+        f"Responses cut at the length limit, in %: {_per_row(table, 'truncated_fraction')}.",
+    ]
+    if any(row.unjudged_fraction for row in table.rows):
+        notes.append(
+            "Responses on which the verifier failed (time, memory, crash, unusable reference answer), counted as "
+            f"wrong, in %: {_per_row(table, 'unjudged_fraction')}."
+        )
+    notes += [_text(note) for note in table.notes]
+    run = "; ".join(_text(part) for part in (table.hardware, table.date) if part)
+    return notes + ([f"{run}."] if run else [])
+
+
+def _comparison(table: Table) -> list[str]:
+    compared = [row.difference for row in table.rows if row.difference is not None]
+    if not compared:
+        return []
+    smallest, largest = (percent(pick(item.detectable for item in compared)) for pick in (min, max))
+    span = smallest if smallest == largest else f"{smallest} to {largest}"
+    count = "one comparison" if len(compared) == 1 else f"{len(compared)} comparisons"
+    level, target = f"{100 * (1 - table.confidence):.3g} %", _text(table.baseline_label)
+    return [
+        f"{MARKS['win']} better, {MARKS['lose']} worse than {target} at the {level} level after Holm's correction for "
+        f"{count}; {MARKS['undecided']} undecided, which is not the same as equal. Smallest difference found with 80 % "
+        f"power: {span} points, before the correction."
+    ]
+
+
+def _seeds(table: Table) -> str:
+    counts = {row.label: len(row.seeds) for row in table.rows}
+    if set(counts.values()) == {1}:
+        return "One training seed: the intervals do not contain what training again would change."
+    if len(set(counts.values())) == 1:
+        return f"{next(iter(counts.values()))} training seeds, whose scatter the intervals contain."
+    listed = ", ".join(f"{_text(label)} {count}" for label, count in counts.items())
+    return f"Training seeds: {listed}; the intervals contain their scatter, but of no row with one seed."
+
+
+def _per_row(table: Table, name: str) -> str:
+    return ", ".join(f"{_text(row.label)} {percent(getattr(row, name))}" for row in table.rows)
+
+
+def _bold_value(text: str) -> str:
+    value, rest = text.split(" ", 1)
+    return f"**{value}** {rest}"
+
+
+def _difference(difference: Difference | None) -> str:
+    return "–" if difference is None else f"{interval(difference, signed=True)} {MARKS[difference.mark]}"
+
+
+def _spread(row: Row) -> str:
+    return "–" if row.spread is None else f"{percent(row.spread)} (of {len(row.seeds)})"
+
+
+def _text(text: str) -> str:
+    """One line that can neither end a Markdown cell nor open an HTML tag."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _line(cells: Sequence[str], *, escape: bool = True) -> str:
+    return f"| {' | '.join(_text(cell) if escape else cell for cell in cells)} |"
+
+
+def to_csv(table: Table) -> str:
+    """One line per method, in table order, in % with three digits; text is safe to open in a spreadsheet."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    scores = [*table.benchmarks, "average", f"pass@{table.pass_k}", "difference"]
+    header = [f"{name}{end}" for name in scores for end in ("", " low", " high")]
+    header = ["group", "row", "label", "num_seeds", *header, "mark", "p_holm", "detectable", "sd_seeds", "truncated"]
+    writer.writerow([sheet_text(name) for name in header])
+    for row in table.rows:
+        estimates = [*(row.benchmarks[name] for name in table.benchmarks), row.macro, row.passed]
+        writer.writerow(
+            [*(sheet_text(text) for text in (row.group, row.name, row.label)), len(row.seeds)]
+            + [_number(part) for item in estimates for part in (item.value, item.low, item.high)]
+            + _compared(row.difference)
+            + [_number(row.spread), _number(row.truncated_fraction)]
+        )
+    return stream.getvalue()
+
+
+def _compared(item: Difference | None) -> list[str]:
+    if item is None:
+        return [""] * 6
+    numbers = [_number(part) for part in (item.value, item.low, item.high)]
+    return [*numbers, item.mark, f"{item.p_holm:.2g}", _number(item.detectable)]
+
+
+def _number(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.3f}"
+
+
+def sheet_text(text: str) -> str:
+    """Text that a spreadsheet will not run as a formula: `=1+1` -> `'=1+1`."""
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text

@@ -1,0 +1,264 @@
+"""Sets of problems from files, hubs and the built-in generator, in one form: problem, gold answer, worked solution.
+
+Public sets name and format their columns differently. Which column is what is recognised from the known names below,
+or given in the configuration; each row's gold answer is read from its answer column (`#### 18`, `["$2$"]`, 27.0) or
+else from the last box of its solution. Nothing is repaired silently: every row is either kept or counted as dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from verl_ext.answers import extract
+from verl_ext.config import SourceConfig
+from verl_ext.embedded import problems, solutions
+from verl_ext.errors import UserError, nearest
+
+logger = logging.getLogger(__name__)
+
+PROBLEM_COLUMNS = ("problem", "question")
+ANSWER_COLUMNS = ("final_answer", "answer", "expected_answer", "gold")
+SOLUTION_COLUMNS = ("solution", "messages")
+DEFAULT_EMBEDDED_COUNT = 1000
+_GSM8K_MARK = "####"
+_SPECIAL_TOKEN = re.compile(r"<[|｜][^<>|｜\s]{1,40}[|｜]>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemRow:
+    """One problem; `index` is its row in the source. `answer` is None where the row holds no gold answer."""
+
+    index: int
+    problem: str
+    answer: str | None
+    solution: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemSet:
+    """The usable rows of a source, and why the others were dropped: len(rows) + sum(dropped) = num_read."""
+
+    rows: list[ProblemRow]
+    num_read: int
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Columns:
+    problem: str
+    answer: str | None
+    solution: str | None
+
+
+def load(source: SourceConfig, name: str, *, needs_solution: bool = False) -> ProblemSet:
+    """Read a source. Rows need a gold answer, or with `needs_solution` a worked solution (and may lack the answer).
+
+    `name` is what errors call the source. Raises UserError for a missing or malformed file, columns that are not
+    recognised, a source that is empty or of which nothing is usable.
+    """
+    if source.source == "embedded":
+        return _load_embedded(source)
+    if not source.path:
+        raise UserError(f"data source '{name}' has no path. Set its path to a {source.source} to read.")
+    subject = f"data source '{name}' ({source.path})"
+    rows = _read_file(Path(source.path), subject) if source.source == "file" else _read_hub(source, subject)
+    loaded = _collect(rows, source, subject, needs_solution)
+    if not loaded.num_read:
+        raise UserError(f"{subject} is empty. Give a source with at least one problem.")
+    if not loaded.rows:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in loaded.dropped.items())
+        raise UserError(f"{subject} has no usable problem among {loaded.num_read} rows ({reasons}).")
+    return loaded
+
+
+def _load_embedded(source: SourceConfig) -> ProblemSet:
+    rows = [
+        ProblemRow(
+            index=index,
+            problem=problem.text,
+            answer=str(problem.answer),
+            solution=solutions.solve(
+                problem, source.style, random.Random(f"{source.seed}-{source.style}-{problem.text}"), source.noise
+            ),
+        )
+        for index, problem in enumerate(
+            problems.generate(source.split, source.limit or DEFAULT_EMBEDDED_COUNT, source.seed)
+        )
+    ]
+    return ProblemSet(rows=rows, num_read=len(rows))
+
+
+def _collect(
+    rows: Iterable[Mapping[str, Any]], source: SourceConfig, subject: str, needs_solution: bool
+) -> ProblemSet:
+    kept: list[ProblemRow] = []
+    dropped: Counter[str] = Counter()
+    seen: set[str] = set()
+    columns: _Columns | None = None
+    num_read = 0
+    for index, row in enumerate(rows):
+        if source.limit is not None and index == source.limit:
+            break
+        num_read += 1
+        columns = columns or _recognise(row, source, subject)
+        parsed = _parse_row(index, row, columns)
+        reason = _reason_to_drop(parsed, seen, needs_solution)
+        if reason:
+            dropped[reason] += 1
+        else:
+            seen.add(parsed.problem)
+            kept.append(parsed)
+    return ProblemSet(rows=kept, num_read=num_read, dropped=dropped)
+
+
+def _reason_to_drop(row: ProblemRow, seen: set[str], needs_solution: bool) -> str | None:
+    if not row.problem:
+        return "no problem"
+    if needs_solution and not row.solution:
+        return "no solution"
+    if not needs_solution and not row.answer:
+        return "no answer"
+    if row.problem in seen:
+        return "duplicate"
+    if _SPECIAL_TOKEN.search(row.problem):
+        return "special-token text"
+    return None
+
+
+def _recognise(row: Mapping[str, Any], source: SourceConfig, subject: str) -> _Columns:
+    """Which column is what, from the configuration or the known names; the first row's keys are the columns."""
+
+    def pick(given: str | None, known: tuple[str, ...], key: str) -> str | None:
+        if given is None:
+            return next((column for column in known if column in row), None)
+        if given not in row:
+            raise UserError(
+                f"{subject} has no column '{given}' ({key}){nearest(given, row)}. Its columns: {', '.join(row)}."
+            )
+        return given
+
+    problem = pick(source.problem_column, PROBLEM_COLUMNS, "problem_column")
+    answer = pick(source.answer_column, ANSWER_COLUMNS, "answer_column")
+    solution = pick(source.solution_column, SOLUTION_COLUMNS, "solution_column")
+    if problem is None:
+        raise UserError(
+            f"{subject} has no column with problems. Its columns: {', '.join(row)}. Accepted: "
+            f"{', '.join(PROBLEM_COLUMNS)}; or set problem_column."
+        )
+    if answer is None and solution is None:
+        raise UserError(
+            f"{subject} has no column with answers. Its columns: {', '.join(row)}. Accepted: "
+            f"{', '.join(ANSWER_COLUMNS)}, or {', '.join(SOLUTION_COLUMNS)} with a boxed answer; or set answer_column "
+            "or solution_column."
+        )
+    return _Columns(problem=problem, answer=answer, solution=solution)
+
+
+def _parse_row(index: int, row: Mapping[str, Any], columns: _Columns) -> ProblemRow:
+    problem = row.get(columns.problem)
+    solution = _solution_text(row.get(columns.solution)) if columns.solution else None
+    value = row.get(columns.answer) if columns.answer else None
+    if isinstance(value, str) and _GSM8K_MARK in value and solution is None:
+        solution = value
+    return ProblemRow(
+        index=index,
+        problem=problem.strip() if isinstance(problem, str) else "",
+        answer=gold_answer(value) or (extract(solution) if solution else None),
+        solution=solution,
+    )
+
+
+def _solution_text(value: Any) -> str | None:
+    """A solution, the first of several, or what the assistant says in a conversation; None where there is none."""
+    if isinstance(value, list) and value:
+        if isinstance(value[0], Mapping):
+            said = [message.get("content") for message in value if message.get("role") == "assistant"]
+            return _solution_text(said)
+        value = value[0]
+    return (value.strip() or None) if isinstance(value, str) else None
+
+
+def gold_answer(value: Any) -> str | None:
+    """The gold answer that an answer column holds as text, or None where it holds none.
+
+    27.0 and 27 are `27`; `text #### 1,234` is `1,234`; a list of answers is joined; dollar signs around it are dropped.
+    """
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, list | tuple):
+        answers = [gold_answer(item) for item in value]
+        return ", ".join(answer for answer in answers if answer) or None
+    text = str(value).rpartition(_GSM8K_MARK)[2].strip()
+    return text.strip("$").strip() or None
+
+
+def _read_file(path: Path, subject: str) -> Iterator[Mapping[str, Any]]:
+    if not path.exists():
+        raise UserError(f"{subject} does not exist. Correct its path, or set source to 'hub' for a hub id.")
+    if path.is_dir():
+        raise UserError(f"{subject} is a directory. Name one file, or set source to 'hub' for a data set's directory.")
+    if path.suffix == ".parquet":
+        return _read_parquet(path, subject)
+    if path.suffix in (".jsonl", ".json"):
+        return _read_json_lines(path, subject)
+    raise UserError(f"{subject} is of the unknown format '{path.suffix}'. Accepted: .jsonl, .json (lines), .parquet.")
+
+
+def _read_parquet(path: Path, subject: str) -> Iterator[Mapping[str, Any]]:
+    try:
+        with pq.ParquetFile(path) as parquet:
+            for batch in parquet.iter_batches():
+                yield from batch.to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{subject} is not a readable parquet file: {error}") from None
+
+
+def _read_json_lines(path: Path, subject: str) -> Iterator[Mapping[str, Any]]:
+    with open(path, encoding="utf-8") as stream:
+        try:
+            for number, line in enumerate(stream, start=1):
+                if not line.strip():
+                    continue
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise UserError(
+                        f"{subject}, line {number}: expected an object with columns, found {line.strip()[:60]!r}."
+                    )
+                yield row
+        except UnicodeDecodeError as error:
+            raise UserError(f"{subject} is not UTF-8 text: {error}.") from None
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{subject}, line {number}: not JSON ({error}). Each line has to hold one object with its columns."
+            ) from None
+
+
+def _read_hub(source: SourceConfig, subject: str) -> Iterator[Mapping[str, Any]]:
+    """Rows of a hub's data set, or of a local directory with the same layout, through the same function."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        table = load_dataset(source.path, source.name or None, split=source.split, revision=source.revision)
+    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
+        raise UserError(
+            f"{subject}: split '{source.split}' cannot be loaded: {error} "
+            "Check the id, split, name and revision, and that this machine can reach the hub."
+        ) from error
+    return iter(table)
