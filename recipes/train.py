@@ -41,8 +41,7 @@ def run(config: Config) -> None:
         threads=threads_per_rank(config.cluster),
         overwrite=config.overwrite,
     )
-    trainer.validate(plan)
-    trainer.train(plan, create_workers(config))
+    trainer.train(plan, lambda: create_workers(config))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STATE = "trainer.json"
+PROBE = "probe.parquet"  # a few rows with the trainer's log-probs under the final weights, beside the weights
 
 
 def staging_directory(steps_dir: Path, step: int) -> Path:
@@ -90,8 +91,9 @@ def should_run(output_dir: Path, lineage: Lineage, overwrite: bool) -> bool:
     for directory in (output_dir, *sorted((output_dir / "steps").glob("step_*"))):
         manifest = read_manifest(directory)
         if manifest is not None and manifest[0] != lineage:
+            differing = "; ".join(manifest[0].differences(lineage)[:12])
             raise UserError(
-                f"'{directory}' belongs to another run; it differs in: {'; '.join(manifest[0].differences(lineage)[:12])}. "
+                f"'{directory}' belongs to another run; it differs in: {differing}. "
                 "Choose another output directory, undo the change, or pass overwrite=true to delete it."
             )
     if read_manifest(output_dir) is None:

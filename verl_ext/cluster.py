@@ -90,14 +90,16 @@ def create_workers(config: Config) -> RayWorkerGroup:
     from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
     from verl.utils.device import get_device_name
 
+    from verl_ext import plugin
     from verl_ext.workers import OfflineActorWorker, worker_config
 
+    plugin.register()  # in this process; in Ray's, verl does it
     cluster = config.cluster
     start_ray(cluster, config.sampler.num_engines)
     needed, present = cluster.num_nodes * cluster.ranks_per_node, int(ray.available_resources().get("GPU", 0))
     if present < needed:
         raise UserError(
-            f"Training asks for {needed} GPU(s), but Ray has {present} free of {int(ray.cluster_resources().get('GPU', 0))}. "
+            f"Training asks for {needed} GPU(s), but Ray has {present} free. "
             "Lower cluster.ranks_per_node, or wait for (or stop) the job that holds them: `ray status` shows it."
         )
     # one process a bundle: with verl's default of 10 CPUs a rank, a small machine would wait forever
@@ -111,3 +113,23 @@ def threads_per_rank(cluster: ClusterConfig) -> int | None:
     if not runs_on_cpu(cluster):
         return None
     return cluster.threads_per_rank or max(1, (os.cpu_count() or 1) // cluster.ranks_per_node)
+
+
+def hardware() -> str:
+    """What the figures of this run were measured on: processor, cores, memory, GPUs."""
+    import platform
+    import subprocess
+
+    import psutil
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    text = f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+    text += f", {psutil.virtual_memory().total / 2**30:.0f} GiB memory"
+    try:
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        gpus = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.split("\n")
+    except (OSError, subprocess.SubprocessError):
+        return f"{text}, no GPU"
+    found = [name.strip() for name in gpus if name.strip()]
+    return f"{text}, {len(found)} x {found[0]}" if found else f"{text}, no GPU"

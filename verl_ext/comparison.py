@@ -12,11 +12,13 @@ import pyarrow as pa
 
 from verl_ext import artifacts
 from verl_ext.errors import UserError
-from verl_ext.intervals import Array, Score, resample
+from verl_ext.intervals import Array, Estimate, Score, resample
 from verl_ext.report import Row
 from verl_ext.statistics import Correctness, Difference, collect, differences, problem_mean, problem_pass
 
 VERIFIER_FAILURES = ("timeout", "memory", "crash", "bad_gold")  # verdicts that say nothing about the model
+ALL_SEEDS = -1  # in the place of a seed: the mean over all that a row has
+Key = tuple[str, str, int]  # row, metric, seed
 _COLUMNS = ["sample_id", "prompt_id", "ground_truth", "verdict", "reward", "finish_reason"]
 
 
@@ -77,30 +79,6 @@ def check_grid(entries: Sequence[Entry], baseline: str) -> None:
         )
 
 
-def check_lineages(entries: Sequence[Entry]) -> list[str]:
-    """All runs were decoded and judged alike. Returns notes on what the artifacts do not record."""
-    first, reference = entries[0], _comparable(entries[0].path)
-    for entry in entries[1:]:
-        differing = reference.differences(_comparable(entry.path))
-        if differing:
-            raise UserError(
-                f"{first.subject}, and {entry.subject} were decoded or judged differently and cannot stand in one "
-                f"table: {'; '.join(differing)}. Evaluate them again with the same settings and versions."
-            )
-    unknown = [name for name, value in {**reference.config, **reference.versions}.items() if value in (None, "unknown")]
-    return [f"Not recorded in the samples: {', '.join(unknown)}."] if unknown else []
-
-
-def _comparable(path: Path) -> artifacts.Lineage:
-    """The part of a samples lineage that must be equal within a table. The sampler's seed may differ between runs."""
-    lineage = artifacts.read_lineage(path)
-    sampling = lineage.config.get("sampling")
-    if isinstance(sampling, Mapping):
-        sampling = {key: value for key, value in sampling.items() if key != "seed"}
-    versions = {name: lineage.versions.get(name, "unknown") for name in ("math-verify", "vllm")}
-    return artifacts.Lineage(stage="", config={"sampling": sampling}, versions=versions)
-
-
 def load(entry: Entry, k: int, prompts: Path | None) -> Run:
     columns = artifacts.read(entry.path, "samples", columns=_COLUMNS).to_pydict()
     expected = artifacts.read(prompts, "prompts", columns=["prompt_id"])["prompt_id"].to_pylist() if prompts else None
@@ -148,36 +126,41 @@ def compare(
 ) -> Comparison:
     """Score every row, over all its seeds and for each, and its difference to the baseline, with intervals."""
     num_problems = {run.entry.benchmark: len(run.ground_truths) for run in runs}
-    benchmarks = list(num_problems)
-    metrics: dict[str, Callable[[Array], Array]] = {
-        f"mean@{k}": problem_mean,
-        f"pass@{pass_k}": lambda rewards: problem_pass(rewards, pass_k),
-    }
-    seeds = [None, *sorted({run.entry.seed for run in runs})]
-    scores = {
-        number: {name: _resample(runs, metric, number, num_resamples, seed) for name, metric in metrics.items()}
-        for number in seeds
-    }
-    means, passes = scores[None].values()
+    benchmarks, rows = list(num_problems), list(dict.fromkeys(run.entry.row for run in runs))
+    mean, passed = f"mean@{k}", f"pass@{pass_k}"
+    scores = _scores(
+        runs,
+        {mean: problem_mean, passed: lambda rewards: problem_pass(rewards, pass_k)},
+        benchmarks,
+        num_resamples,
+        seed,
+    )
+    means, passes = ({row: scores[row, metric, ALL_SEEDS] for row in rows} for metric in (mean, passed))
     compared = [differences(means, baseline, index=i, alpha=1.0 - confidence) for i in range(len(benchmarks) + 1)]
     return Comparison(
-        rows=tuple(_row(name, runs, benchmarks, means, passes, compared, confidence) for name in means),
+        rows=tuple(_row(row, runs, benchmarks, means, passes, compared, confidence) for row in rows),
         num_problems=num_problems,
-        results=_results(runs, scores, compared, [*benchmarks, "macro"], confidence, baseline),
+        results=_results(runs, scores, compared, [*benchmarks, "macro"], confidence, f"{mean} minus {baseline}"),
     )
 
 
-def _resample(
-    runs: Sequence[Run], metric: Callable[[Array], Array], seed: int | None, num_resamples: int, generator_seed: int
-) -> dict[str, Score]:
-    """Scores by row, of one training seed or (None) averaged over all that a row has."""
-    values: dict[str, dict[str, list[Array]]] = {}
-    for run in runs:
-        if seed in (None, run.entry.seed):
-            row = values.setdefault(run.entry.row, {})
-            row.setdefault(run.entry.benchmark, []).append(metric(run.correctness.rewards))
-    stacked = {row: {name: np.stack(arrays) for name, arrays in cells.items()} for row, cells in values.items()}
-    return resample(stacked, num_resamples=num_resamples, seed=generator_seed)
+def _scores(
+    runs: Sequence[Run],
+    metrics: Mapping[str, Callable[[Array], Array]],
+    benchmarks: Sequence[str],
+    num_resamples: int,
+    seed: int,
+) -> dict[Key, Score]:
+    """All scores of the table under the same resampled problems: each training seed's own, and over all of a row."""
+    values: dict[Key, dict[str, list[Array]]] = {}
+    for run in sorted(runs, key=lambda run: run.entry.seed):  # seeds in one order on every benchmark
+        for metric, per_problem in metrics.items():
+            value = per_problem(run.correctness.rewards)
+            for number in (ALL_SEEDS, run.entry.seed):
+                cells = values.setdefault((run.entry.row, metric, number), {})
+                cells.setdefault(run.entry.benchmark, []).append(value)
+    stacked = {key: {name: np.stack(cells[name]) for name in benchmarks} for key, cells in values.items()}
+    return resample(stacked, num_resamples=num_resamples, seed=seed)
 
 
 def _row(
@@ -211,41 +194,41 @@ def _row(
 
 def _results(
     runs: Sequence[Run],
-    scores: Mapping[int | None, Mapping[str, Mapping[str, Score]]],  # seed (None: all) -> metric -> row
+    scores: Mapping[Key, Score],
     compared: Sequence[Mapping[str, Difference]],
     benchmarks: Sequence[str],  # and "macro"
     confidence: float,
-    baseline: str,
+    difference: str,
 ) -> pa.Table:
-    """The `results` artifact: one line per row, seed, benchmark and metric, then the differences to the baseline."""
+    """The `results` artifact: one line per row, metric, seed and benchmark, then the differences to the baseline."""
     lines: list[dict[str, Any]] = []
-    for seed, metrics in scores.items():
-        for metric, by_row in metrics.items():
-            for row, score in by_row.items():
-                for index, benchmark in enumerate(benchmarks):
-                    item = score.estimate(index, confidence=confidence)
-                    cell = {"metric": metric, "value": item.value, "ci_low": item.low, "ci_high": item.high}
-                    lines.append(_facts(runs, row, seed, benchmark) | cell)
-    metric = f"{next(iter(scores[None]))} minus {baseline}"
+    for (row, metric, seed), score in scores.items():
+        for index, benchmark in enumerate(benchmarks):
+            item = score.estimate(index, confidence=confidence)
+            lines.append(_facts(runs, row, seed, benchmark) | _cell(metric, item))
     for benchmark, found in zip(benchmarks, compared, strict=True):
         for row, item in found.items():
-            facts = _facts(runs, row, None, benchmark)
-            lines.append(facts | {"metric": metric, "value": item.value, "ci_low": item.low, "ci_high": item.high})
-            lines.append(facts | {"metric": f"{metric}: p (Holm)", "value": item.p_holm})
-            lines.append(facts | {"metric": f"{metric}: detectable", "value": item.detectable})
+            facts = _facts(runs, row, ALL_SEEDS, benchmark)
+            lines.append(facts | _cell(difference, item))
+            lines.append(facts | {"metric": f"{difference}: p (Holm)", "value": item.p_holm})
+            lines.append(facts | {"metric": f"{difference}: detectable", "value": item.detectable})
     return pa.Table.from_pylist(lines, schema=artifacts.SCHEMAS["results"])
 
 
-def _facts(runs: Sequence[Run], row: str, seed: int | None, benchmark: str) -> dict[str, Any]:
+def _cell(metric: str, item: Estimate) -> dict[str, Any]:
+    return {"metric": metric, "value": item.value, "ci_low": item.low, "ci_high": item.high}
+
+
+def _facts(runs: Sequence[Run], row: str, seed: int, benchmark: str) -> dict[str, Any]:
     mine = [
         run
         for run in runs
-        if run.entry.row == row and seed in (None, run.entry.seed) and benchmark in ("macro", run.entry.benchmark)
+        if run.entry.row == row and seed in (ALL_SEEDS, run.entry.seed) and benchmark in ("macro", run.entry.benchmark)
     ]
     num_samples = sum(run.correctness.rewards.size for run in mine)
     return {
         "method": row,
-        "seed": -1 if seed is None else seed,
+        "seed": seed,
         "benchmark": benchmark,
         "num_prompts": sum({r.entry.benchmark: len(r.ground_truths) for r in mine}.values()),
         "num_samples": num_samples,

@@ -158,8 +158,6 @@ def _explain(schema: type, item: Any, prefix: str) -> str:
 
 def _fields_at(schema: Any, location: Sequence[str]) -> list[str]:
     for part in location:
-        if dataclasses.is_dataclass(schema):
-            schema = get_type_hints(schema)[part]
-        else:  # an item of dict[str, X] or list[X]
-            schema = schema.__args__[-1]
+        # a field of a dataclass, or an item of dict[str, X] or list[X]
+        schema = get_type_hints(schema)[part] if dataclasses.is_dataclass(schema) else schema.__args__[-1]
     return [f.name for f in dataclasses.fields(schema)] if dataclasses.is_dataclass(schema) else []

@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
+from rich.live import Live
 from rich.logging import RichHandler
+from rich.table import Table
+
+_CONSOLE = Console(stderr=True)
 
 
 def setup_logging(level: int = logging.INFO) -> None:
     """Send log records to stderr: coloured on a terminal, `time level name: message` otherwise."""
     handler: logging.Handler
     if sys.stderr.isatty():
-        handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False)
+        handler = RichHandler(console=_CONSOLE, show_path=False, markup=False)
         handler.setFormatter(logging.Formatter("%(message)s", datefmt="%H:%M:%S"))
     else:
         handler = logging.StreamHandler(sys.stderr)
@@ -41,6 +47,10 @@ class Progress:
             self._last = now
             self._logger.info("%s", self.line(now - self._start, **extra))
 
+    def per_second(self, count: float) -> float:
+        """A rate since the start, for any count."""
+        return count / max(time.monotonic() - self._start, 1e-9)
+
     def line(self, elapsed: float, **extra: float | str) -> str:
         """The text of one line: counts, rate, time left."""
         rate = (self._done - self._first) / max(elapsed, 1e-9)
@@ -59,3 +69,50 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+class Stages:
+    """A live view of an experiment's stages: a table on a terminal, one line a change elsewhere."""
+
+    def __init__(self, titles: list[str]):
+        self._state = {title: "" for title in titles}
+        self._seconds: dict[str, float] = {}
+        self._start = time.monotonic()
+        self._live: Live | None = None
+        self._logger = logging.getLogger("stages")
+
+    def __enter__(self) -> Stages:
+        if sys.stderr.isatty():
+            self._live = Live(get_renderable=self._table, console=_CONSOLE, refresh_per_second=2)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+        self._logger.info("all stages: %s", duration(time.monotonic() - self._start))
+
+    @contextmanager
+    def stage(self, title: str) -> Iterator[None]:
+        """Mark `title` as running, then as done or failed, with its time."""
+        number = list(self._state).index(title) + 1
+        self._state[title], began = "running", time.monotonic()
+        self._logger.info("[%d/%d] %s", number, len(self._state), title)
+        try:
+            yield
+        except BaseException:
+            self._state[title] = "failed"
+            raise
+        self._seconds[title] = time.monotonic() - began
+        self._state[title] = "done"
+        self._logger.info("[%d/%d] %s: done in %s", number, len(self._state), title, duration(self._seconds[title]))
+
+    def _table(self) -> Table:
+        table = Table(title=f"{duration(time.monotonic() - self._start)}", box=None, pad_edge=False)
+        for heading in ("", "stage", "time"):
+            table.add_column(heading, justify="right" if heading == "time" else "left")
+        marks = {"": "[dim]·", "running": "[yellow]▶", "done": "[green]✓", "failed": "[red]✗"}
+        for title, state in self._state.items():
+            seconds = self._seconds.get(title)
+            table.add_row(marks[state], title, duration(seconds) if seconds is not None else "")
+        return table

@@ -142,6 +142,23 @@ def _unit(answer: str) -> tuple[str, str] | None:
     return (name, match.group(3) or "1") if match and name else None
 
 
+_TEXT_GROUP = re.compile(r"\\(?:text\w*|mbox|mathrm|operatorname)\*?\s*\{[^{}]*\}|\\[A-Za-z]+")
+_UNIT_LIKE_SYMBOL = re.compile(r"(?<![A-Za-z])(?:[cdghlmost]|ab|bc|st|th|mt|mp|gm|rd|lt)(?![A-Za-z])")
+_TRAILING_TEXT = re.compile(r"(?<=.)\\(?:text|mbox)\s*\{[^{}]*\}(?:\^\s*\{?\d+\}?)?\s*$")
+
+
+def has_unit_like_symbols(gold: str) -> bool:
+    """Whether a gold has variables that math-verify drops as units: `4t`, `1 + h`, `3ab`, but not `5 m`."""
+    if not _UNIT_LIKE_SYMBOL.search(_TEXT_GROUP.sub(" ", gold)):
+        return False
+    return not (gold[-2:-1].isspace() and read_number(gold[:-1]) is not None)
+
+
+def without_trailing_text(answer: str) -> str:
+    r"""Drop `\text{ cm}^2` from the end of an answer that has more to it."""
+    return _TRAILING_TEXT.sub("", answer)
+
+
 def equation_sides(answer: str) -> list[str]:
     r"""The sides of an equation or chain of equations; a list of one for anything else, lists of equations included."""
     if "," in answer or ";" in answer:

@@ -8,10 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from verl_ext.answers import clean, refusal
-from verl_ext.equivalence import contradicts, equation_sides, read_number, same_text
+from verl_ext.equivalence import (
+    contradicts,
+    equation_sides,
+    has_unit_like_symbols,
+    read_number,
+    same_text,
+    without_trailing_text,
+)
 
 _WARM_UP = (
     r"\frac{1}{2}", r"-3.5", r"2\sqrt{3}+\pi", r"x^2-2x+1", r"(1, 2]\cup[3,\infty)", r"\{1,2\}", r"(1,2)", r"x=5",
@@ -19,11 +27,17 @@ _WARM_UP = (
 )  # fmt: skip
 
 
-def parse(text: str) -> list[Any]:
-    """math-verify's reading of one answer: `[expression, text]`, or `[text]` alone where it cannot be parsed."""
+def parse(text: str, keep_symbols: bool = False) -> list[Any]:
+    """math-verify's reading of one answer: `[expression, text]`, or `[text]` alone where it cannot be parsed.
+
+    Units at the end are dropped; with `keep_symbols` only those in a text group, since `1 + t` would become `1 +`.
+    """
     import math_verify
 
     config = math_verify.LatexExtractionConfig(boxed_match_priority=0)
+    if keep_symbols:
+        text = without_trailing_text(text)
+        config = replace(config, normalization_config=replace(config.normalization_config, units=False))
     return math_verify.parse(
         "\\boxed{" + text + "}", extraction_config=[config], parsing_timeout=None, raise_on_error=True
     )
@@ -33,7 +47,7 @@ def parse_gold(gold: str) -> list[Any] | None:
     """Parse a gold answer; None where it does not parse, or is not a number but `nan` or a division by zero."""
     import sympy
 
-    parsed = _parse_or_nothing(gold)
+    parsed = _parse_or_nothing(gold, has_unit_like_symbols(gold))
     if not parsed:
         number = read_number(gold)  # percentages are beyond the parser
         values = [] if number is None else [number.value, number.value / 100][: 1 + number.is_percent]
@@ -55,10 +69,10 @@ def _is_undefined(expression: Any) -> bool:
     return False
 
 
-def _parse_or_nothing(text: str) -> list[Any]:
+def _parse_or_nothing(text: str, keep_symbols: bool) -> list[Any]:
     """Like `parse`, but `[]` where there is no expression."""
     try:
-        parsed = parse(text)
+        parsed = parse(text, keep_symbols)
     except MemoryError:
         raise
     except Exception:  # whatever a parser raises on a text says only that it is no answer
@@ -73,12 +87,13 @@ def grade(gold: str, parsed_gold: list[Any], answer: str, announce: Callable[[],
     if refusal(answer) is not None:
         return "unparseable"
     announce()
-    parsed = _parse_or_nothing(answer)
+    keep_symbols = has_unit_like_symbols(gold)
+    parsed = _parse_or_nothing(answer, keep_symbols)
     if not parsed:
         return "unparseable"
     if not _equal(parsed_gold, parsed) or contradicts(gold, answer):
         return "incorrect"
-    return "correct" if _consistent(answer) else "incorrect"
+    return "correct" if _consistent(answer, keep_symbols) else "incorrect"
 
 
 def _equal(parsed_gold: list[Any], parsed: list[Any]) -> bool:
@@ -94,12 +109,12 @@ def _equal(parsed_gold: list[Any], parsed: list[Any]) -> bool:
         return False
 
 
-def _consistent(answer: str) -> bool:
+def _consistent(answer: str, keep_symbols: bool) -> bool:
     """False for `5=6`, of which math-verify looks at the last side only: all sides that are numbers must be equal."""
     sides = [side for side in equation_sides(answer) if side]
     if len(sides) < 2:
         return True
-    *others, last = (_parse_or_nothing(side) for side in sides)
+    *others, last = (_parse_or_nothing(side, keep_symbols) for side in sides)
     numbers = [side for side in others if side and not getattr(side[0], "free_symbols", None)]
     return not last or all(_equal(last, number) for number in numbers)
 

@@ -166,8 +166,8 @@ def check_vocabulary(tokenizer: Any, model_config: Path | str | Mapping[str, Any
     size, known = int(_read_config(model_config)["vocab_size"]), len(tokenizer)
     if size < known:
         raise UserError(
-            f"The model's vocabulary ({size}) is smaller than its tokenizer's ({known}): some tokens have no embedding. "
-            "Use the tokenizer that belongs to the model, or resize the model's embeddings."
+            f"The model's vocabulary ({size}) is smaller than its tokenizer's ({known}): some tokens have no "
+            "embedding. Use the tokenizer that belongs to the model, or resize the model's embeddings."
         )
     if size - known > MAX_PADDING_FRACTION * size:
         raise UserError(

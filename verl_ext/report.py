@@ -12,7 +12,7 @@ from verl_ext.statistics import Difference
 
 MARKS = {"win": "▲", "lose": "▼", "undecided": "○"}
 _MINUS = "\N{MINUS SIGN}"
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FORMULA_STARTS = ("=", "+", "-", "@")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,12 @@ class Table:
 
     @property
     def baseline_label(self) -> str:
-        return next(row.label for row in self.rows if row.name == self.baseline)
+        return self.distinct_label(next(row for row in self.rows if row.name == self.baseline))
+
+    def distinct_label(self, row: Row) -> str:
+        """The label, with the section where another row has the same one."""
+        repeated = [other.label for other in self.rows].count(row.label) > 1
+        return f"{row.label} ({row.group or row.name})" if repeated else row.label
 
     def sections(self) -> list[tuple[str, list[Row]]]:
         """Rows in table order, cut where the group changes."""
@@ -133,17 +138,18 @@ def _comparison(table: Table) -> list[str]:
 
 
 def _seeds(table: Table) -> str:
-    counts = {row.label: len(row.seeds) for row in table.rows}
-    if set(counts.values()) == {1}:
+    most = max(len(row.seeds) for row in table.rows)
+    if most == 1:
         return "One training seed: the intervals do not contain what training again would change."
-    if len(set(counts.values())) == 1:
-        return f"{next(iter(counts.values()))} training seeds, whose scatter the intervals contain."
-    listed = ", ".join(f"{_text(label)} {count}" for label, count in counts.items())
-    return f"Training seeds: {listed}; the intervals contain their scatter, but of no row with one seed."
+    fewer = [row for row in table.rows if len(row.seeds) < most]
+    exceptions = ", ".join(f"{_text(table.distinct_label(row))}: {len(row.seeds)}" for row in fewer)
+    single = "; no scatter is known of one run" if any(len(row.seeds) == 1 for row in fewer) else ""
+    aside = f" ({exceptions}{single})" if exceptions else ""
+    return f"{most} training seeds{aside}, whose scatter the intervals contain."
 
 
 def _per_row(table: Table, name: str) -> str:
-    return ", ".join(f"{_text(row.label)} {percent(getattr(row, name))}" for row in table.rows)
+    return ", ".join(f"{_text(table.distinct_label(row))} {percent(getattr(row, name))}" for row in table.rows)
 
 
 def _bold_value(text: str) -> str:
@@ -199,5 +205,6 @@ def _number(fraction: float | None) -> str:
 
 
 def sheet_text(text: str) -> str:
-    """Text that a spreadsheet will not run as a formula: `=1+1` -> `'=1+1`."""
-    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
+    """One line of text that a spreadsheet will not run as a formula: `=1+1` -> `'=1+1`."""
+    line = " ".join(text.split())
+    return f"'{line}" if line.startswith(_FORMULA_STARTS) else line

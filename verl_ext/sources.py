@@ -7,26 +7,20 @@ else from the last box of its solution. Nothing is repaired silently: every row 
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from verl_ext.answers import extract
 from verl_ext.config import SourceConfig
 from verl_ext.embedded import problems, solutions
 from verl_ext.errors import UserError, nearest
-
-logger = logging.getLogger(__name__)
+from verl_ext.source_files import read_file, read_hub
 
 PROBLEM_COLUMNS = ("problem", "question")
 ANSWER_COLUMNS = ("final_answer", "answer", "expected_answer", "gold")
@@ -45,6 +39,11 @@ class ProblemRow:
     answer: str | None
     solution: str | None
 
+    @property
+    def key(self) -> str:
+        """Equal for problems that differ in white space only."""
+        return " ".join(self.problem.split())
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemSet:
@@ -62,6 +61,24 @@ class _Columns:
     solution: str | None
 
 
+def local_path(source: SourceConfig, name: str) -> Path | None:
+    """The file or directory that a source reads, or None; raises UserError if a file is not there."""
+    if source.source == "embedded":
+        return None
+    if not source.path:
+        raise UserError(f"Data source '{name}' has no path. Set its path to the {source.source} to read.")
+    path = Path(source.path)
+    if path.exists():
+        return path
+    if source.source == "file":
+        raise UserError(f"{_subject(source, name)} does not exist. Correct its path, or set its source to 'hub'.")
+    return None
+
+
+def _subject(source: SourceConfig, name: str) -> str:
+    return f"Data source '{name}' ({source.path})"
+
+
 def load(source: SourceConfig, name: str, *, needs_solution: bool = False) -> ProblemSet:
     """Read a source. Rows need a gold answer, or with `needs_solution` a worked solution (and may lack the answer).
 
@@ -70,10 +87,12 @@ def load(source: SourceConfig, name: str, *, needs_solution: bool = False) -> Pr
     """
     if source.source == "embedded":
         return _load_embedded(source)
-    if not source.path:
-        raise UserError(f"data source '{name}' has no path. Set its path to a {source.source} to read.")
-    subject = f"data source '{name}' ({source.path})"
-    rows = _read_file(Path(source.path), subject) if source.source == "file" else _read_hub(source, subject)
+    path, subject = local_path(source, name), _subject(source, name)
+    if source.source == "hub":
+        rows = read_hub(source.path, source.name, source.split, source.revision, subject)
+    else:
+        assert path is not None
+        rows = read_file(path, subject)
     loaded = _collect(rows, source, subject, needs_solution)
     if not loaded.num_read:
         raise UserError(f"{subject} is empty. Give a source with at least one problem.")
@@ -100,9 +119,7 @@ def _load_embedded(source: SourceConfig) -> ProblemSet:
     return ProblemSet(rows=rows, num_read=len(rows))
 
 
-def _collect(
-    rows: Iterable[Mapping[str, Any]], source: SourceConfig, subject: str, needs_solution: bool
-) -> ProblemSet:
+def _collect(rows: Iterable[Mapping[str, Any]], source: SourceConfig, subject: str, needs_solution: bool) -> ProblemSet:
     kept: list[ProblemRow] = []
     dropped: Counter[str] = Counter()
     seen: set[str] = set()
@@ -118,7 +135,7 @@ def _collect(
         if reason:
             dropped[reason] += 1
         else:
-            seen.add(parsed.problem)
+            seen.add(parsed.key)
             kept.append(parsed)
     return ProblemSet(rows=kept, num_read=num_read, dropped=dropped)
 
@@ -130,7 +147,7 @@ def _reason_to_drop(row: ProblemRow, seen: set[str], needs_solution: bool) -> st
         return "no solution"
     if not needs_solution and not row.answer:
         return "no answer"
-    if row.problem in seen:
+    if row.key in seen:
         return "duplicate"
     if _SPECIAL_TOKEN.search(row.problem):
         return "special-token text"
@@ -206,59 +223,3 @@ def gold_answer(value: Any) -> str | None:
         return ", ".join(answer for answer in answers if answer) or None
     text = str(value).rpartition(_GSM8K_MARK)[2].strip()
     return text.strip("$").strip() or None
-
-
-def _read_file(path: Path, subject: str) -> Iterator[Mapping[str, Any]]:
-    if not path.exists():
-        raise UserError(f"{subject} does not exist. Correct its path, or set source to 'hub' for a hub id.")
-    if path.is_dir():
-        raise UserError(f"{subject} is a directory. Name one file, or set source to 'hub' for a data set's directory.")
-    if path.suffix == ".parquet":
-        return _read_parquet(path, subject)
-    if path.suffix in (".jsonl", ".json"):
-        return _read_json_lines(path, subject)
-    raise UserError(f"{subject} is of the unknown format '{path.suffix}'. Accepted: .jsonl, .json (lines), .parquet.")
-
-
-def _read_parquet(path: Path, subject: str) -> Iterator[Mapping[str, Any]]:
-    try:
-        with pq.ParquetFile(path) as parquet:
-            for batch in parquet.iter_batches():
-                yield from batch.to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{subject} is not a readable parquet file: {error}") from None
-
-
-def _read_json_lines(path: Path, subject: str) -> Iterator[Mapping[str, Any]]:
-    with open(path, encoding="utf-8") as stream:
-        try:
-            for number, line in enumerate(stream, start=1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise UserError(
-                        f"{subject}, line {number}: expected an object with columns, found {line.strip()[:60]!r}."
-                    )
-                yield row
-        except UnicodeDecodeError as error:
-            raise UserError(f"{subject} is not UTF-8 text: {error}.") from None
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{subject}, line {number}: not JSON ({error}). Each line has to hold one object with its columns."
-            ) from None
-
-
-def _read_hub(source: SourceConfig, subject: str) -> Iterator[Mapping[str, Any]]:
-    """Rows of a hub's data set, or of a local directory with the same layout, through the same function."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    try:
-        table = load_dataset(source.path, source.name or None, split=source.split, revision=source.revision)
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError) as error:
-        raise UserError(
-            f"{subject}: split '{source.split}' cannot be loaded: {error} "
-            "Check the id, split, name and revision, and that this machine can reach the hub."
-        ) from error
-    return iter(table)

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("verl", "torch", "transformers")
+NUM_PROBE_ROWS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,16 +108,18 @@ def validate(run: TrainingRun) -> PositivesDataset:
     return dataset
 
 
-def train(run: TrainingRun, workers: RayWorkerGroup) -> Path:
-    """Train `run` on a started worker group; returns the directory of the Hugging Face checkpoint.
+def train(run: TrainingRun, start_workers: Callable[[], RayWorkerGroup]) -> Path:
+    """Train `run`; returns the directory of the Hugging Face checkpoint.
 
-    A finished run with the same lineage is skipped, another one is refused, an unfinished one continues.
+    `start_workers` is called when there is something to do: a finished run with the same lineage is skipped, another
+    one is refused, an unfinished one continues. Raises UserError for bad input before any worker starts.
     """
     dataset = validate(run)
     lineage = run.lineage()
     if not checkpoints.should_run(run.output_dir, lineage, run.overwrite):
         return run.output_dir / "huggingface"
     run.output_dir.mkdir(parents=True, exist_ok=True)
+    workers = start_workers()
     _start(run, workers, num_steps(run.train, len(dataset)))
     if "ref_log_probs" in get_method(run.method).needs:
         references = reference_log_probs(run, dataset, workers)
@@ -195,11 +199,10 @@ class _Loop:
             progress.advance(
                 loss=record["loss"], nll=record["nll"], tokens_per_second=round(record["tokens_per_second"])
             )
-            is_last = step + 1 == self.total
-            if is_last or (self.run_plan.train.save_every and (step + 1) % self.run_plan.train.save_every == 0):
-                last = self._save(step + 1)
-        if start == self.total:
-            last = self.steps_dir / f"step_{start:06d}"
+            every = self.run_plan.train.save_every
+            if step + 1 == self.total or (every and (step + 1) % every == 0):
+                self._save(step + 1)
+        last = self.steps_dir / f"step_{self.total:06d}"
         return checkpoints.publish(last, self.run_plan.output_dir, self.lineage)
 
     def _resume(self) -> int:
@@ -247,15 +250,26 @@ class _Loop:
                 f"checkpoint is in '{self.steps_dir}'."
             )
 
-    def _save(self, step: int) -> Path:
+    def _write_probe(self, path: Path) -> None:
+        """A few training rows with their log-probs under the final weights: what the sampler is checked against."""
+        run = self.run_plan
+        rows = np.arange(min(NUM_PROBE_ROWS, len(self.dataset)))
+        table = artifacts.read(run.data, "positives").take(rows)
+        column = table.schema.get_field_index("behavior_log_probs")
+        scores = _score(run, self.dataset, rows, self.workers)
+        table = table.set_column(column, "behavior_log_probs", scores)
+        artifacts.write(path, "positives", table, self.lineage)
+
+    def _save(self, step: int) -> None:
         staging = checkpoints.staging_directory(self.steps_dir, step)
         self.workers.save_checkpoint(str(staging), global_step=step)
+        if step == self.total:
+            self._write_probe(staging / "huggingface" / checkpoints.PROBE)
         state = {"step": step, "records": self.records, "skipped_in_a_row": self.skipped_in_a_row}
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
         artifacts.write_bytes_atomically(self.log_path, lines.encode())
-        path = checkpoints.commit(staging, self.steps_dir, step, self.lineage, state)
+        checkpoints.commit(staging, self.steps_dir, step, self.lineage, state)
         checkpoints.prune(self.steps_dir, self.run_plan.train.keep_last)
-        return path
 
 
 def _add_up(metrics: dict[str, Any]) -> dict[str, float]:

@@ -42,14 +42,16 @@ _BATCH_SIZE = 16  # requests with one gold that go to one judge, which parses th
 _MAX_REMEMBERED = 100_000
 _REWARD_WORKERS = 2  # in each process that computes rewards online
 
+_Key = tuple[str, str | None]  # cleaned gold and answer
+
 
 @dataclass(frozen=True)
 class Verdict:
     """What became of one pair."""
 
     verdict: str  # one of VERDICTS
-    prediction: str | None  # what the final box holds, at most MAX_ANSWER_CHARS characters
     seconds: float  # CPU time of the comparison; equal answers share one
+    prediction: str | None  # what the final box holds, at most MAX_ANSWER_CHARS characters
 
     @property
     def reward(self) -> float:
@@ -70,7 +72,7 @@ class Verifier:
         for index in range(num_workers):
             self._slots.put(Slot(index, self._zygote, self.limits))
         self.num_workers = num_workers
-        self._memo: dict[tuple[str, str | None], tuple[str, float]] = {}
+        self._memo: dict[_Key, tuple[str, float]] = {}
         self.close = weakref.finalize(self, self._zygote.close)
 
     def __enter__(self) -> Verifier:
@@ -81,31 +83,25 @@ class Verifier:
 
     def judge(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
         """Judge pairs of (response, gold), in order. Never raises for what they contain."""
-        if os.getpid() != self._owner:
-            raise RuntimeError("this Verifier was made before a fork; make one in each process")
+        if os.getpid() != self._owner or not self.close.alive:
+            raise RuntimeError("this Verifier is closed, or was made before a fork; make one in each process")
         readings = [_read(response, gold) for response, gold in pairs]
-        outcomes: dict[tuple[str, str | None], tuple[str, float]] = {}
-        requests: dict[tuple[str, str | None], Request] = {}
-        for reading in readings:
-            if reading.verdict is None and reading.key not in self._memo:
-                requests.setdefault(reading.key, Request(*reading.key))
-        self._settle(list(requests.values()))
-        for key, request in requests.items():
-            outcomes[key] = request.verdict, request.seconds
-        verdicts = []
-        for reading in readings:
-            if reading.verdict is not None:
-                verdict, seconds = reading.verdict, 0.0
+        outcomes: dict[_Key, tuple[str, float]] = {}
+        requests: dict[_Key, Request] = {}
+        for key in dict.fromkeys(reading.key for reading in readings if reading.verdict is None):
+            if known := self._memo.get(key):
+                outcomes[key] = known
             else:
-                verdict, seconds = outcomes.get(reading.key) or self._memo[reading.key]
-            verdicts.append(Verdict(verdict, reading.prediction, seconds))
-        self._remember(outcomes)
-        return verdicts
-
-    def _remember(self, outcomes: dict[tuple[str, str | None], tuple[str, float]]) -> None:
-        if len(self._memo) + len(outcomes) > _MAX_REMEMBERED:
+                requests[key] = Request(*key)
+        self._settle(list(requests.values()))
+        outcomes |= {key: (request.verdict, request.seconds) for key, request in requests.items()}
+        if len(self._memo) > _MAX_REMEMBERED:
             self._memo = {}
-        self._memo = {**self._memo, **{k: outcome for k, outcome in outcomes.items() if outcome[0] not in FAILURES}}
+        self._memo.update({key: outcomes[key] for key in requests if outcomes[key][0] not in FAILURES})
+        return [
+            Verdict(*(outcomes[r.key] if r.verdict is None else (r.verdict, 0.0)), prediction=r.prediction)
+            for r in readings
+        ]
 
     def _settle(self, requests: Sequence[Request]) -> None:
         """Have the requests judged by as many processes as are free, at least one."""
@@ -142,12 +138,17 @@ class _Reading:
 
     prediction: str | None
     verdict: str | None
-    key: tuple[str, str | None] = ("", None)
+    key: _Key = ("", None)
+
+
+def _printable(text: str) -> str:
+    """Text that can be written as UTF-8, which a lone surrogate cannot."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 def _read(response: Any, gold: Any) -> _Reading:
     raw = answers.extract(response) if isinstance(response, str) else None
-    prediction = None if raw is None else raw[: answers.MAX_ANSWER_CHARS].encode("utf-8", "replace").decode()
+    prediction = None if raw is None else _printable(raw[: answers.MAX_ANSWER_CHARS])
     truth = answers.clean(gold) if isinstance(gold, str) else None
     if truth is None or equivalence.is_void(truth):
         return _Reading(prediction, "bad_gold")

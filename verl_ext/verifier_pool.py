@@ -10,19 +10,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from verl_ext.verifier_process import MAX_MESSAGE_BYTES
 
-_START_SECONDS = 120.0
-_FORK_SECONDS = 30.0
+_START_SECONDS, _FORK_SECONDS = 120.0, 30.0
 _FIRST_TRY_CPU_SECONDS = 1.0
-_MAX_CRASHES = 3  # of one request; a judge may also be killed for reasons that are not in the request
+_MAX_TRIES = {"crash": 3, "killed": 10}  # a judge may also be killed for reasons that are not in the request
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "LANG", "LC_ALL", "TMPDIR")
 
 
@@ -44,7 +43,7 @@ class Request:
     verdict: str = ""
     seconds: float = 0.0
     needs_fresh: bool = False
-    crashes: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
 
 
 class Zygote:
@@ -57,7 +56,7 @@ class Zygote:
         self._control: socket.socket | None = None
 
     def fork(self, slot: int) -> tuple[socket.socket, str]:
-        """Replace the judge of a slot; returns its socket and what its predecessor died of (`crash` if unknown)."""
+        """Replace the judge of a slot; returns its socket and what its predecessor died of."""
         with self._lock:
             for _ in range(2):
                 if self._process is None or self._process.poll() is not None:
@@ -66,10 +65,9 @@ class Zygote:
                 assert self._control is not None
                 try:
                     with theirs:
-                        message = json.dumps({"slot": slot}).encode()
-                        socket.send_fds(self._control, [message], [theirs.fileno()])
+                        socket.send_fds(self._control, [json.dumps({"slot": slot}).encode()], [theirs.fileno()])
                     reply = self._receive(_FORK_SECONDS)
-                    return ours, reply["cause"] or "crash"
+                    return ours, reply["cause"]
                 except (OSError, EOFError):
                     ours.close()
                     self._stop()
@@ -160,16 +158,16 @@ class Slot:
         """Hand over a request. A judge with a past gets a shorter limit: what it says about limits is not believed."""
         if self._channel is None or (request.needs_fresh and not self._is_fresh):
             self._replace()
+        assert self._channel is not None
         cpu_seconds = self._limits.cpu_seconds
         if not self._is_fresh:
             cpu_seconds = min(cpu_seconds, _FIRST_TRY_CPU_SECONDS)
         self._tried_fresh, self._is_fresh, self._gold_parsed = self._is_fresh, False, False
         self._request = request
         self.deadline = time.monotonic() + self._limits.wall_seconds
-        message = json.dumps({"gold": request.gold, "answer": request.answer, "cpu_seconds": cpu_seconds})
-        assert self._channel is not None
+        message = {"gold": request.gold, "answer": request.answer, "cpu_seconds": cpu_seconds}
         with suppress(OSError):  # it died while idle: receive() will find that out and have the request sent again
-            self._channel.send(message.encode())
+            self._channel.send(json.dumps(message).encode())
 
     def receive(self) -> bool:
         """Take a message of the judge; False if it is only about progress."""
@@ -181,16 +179,16 @@ class Slot:
         if not message:
             self._fail(self._replace())
             return True
-        reply = json.loads(message)
-        if "verdict" not in reply:
+        if "verdict" not in (reply := json.loads(message)):
             self._gold_parsed = True
             return False
         if reply["last"]:
             self.discard()
+        self._request.seconds = reply["seconds"]
         if reply["verdict"] == "memory":
             self._fail("memory")
         else:
-            self._request.verdict, self._request.seconds = reply["verdict"], reply["seconds"]
+            self._request.verdict = reply["verdict"]
         return True
 
     def overrun(self) -> None:
@@ -220,11 +218,14 @@ class Slot:
         request = self._request
         assert request is not None
         request.needs_fresh = True
-        request.crashes += cause == "crash"
-        if request.crashes < _MAX_CRASHES if cause == "crash" else not self._tried_fresh:
-            return  # it will be sent again
-        request.verdict = "bad_gold" if cause != "crash" and not self._gold_parsed else cause
-        request.seconds = self._limits.cpu_seconds if cause == "timeout" else 0.0
+        if cause in _MAX_TRIES:
+            request.failures[cause] += 1
+            if request.failures[cause] == _MAX_TRIES[cause]:
+                request.verdict = "crash"
+        elif self._tried_fresh:
+            request.verdict = cause if self._gold_parsed else "bad_gold"
+        if request.verdict == "timeout":
+            request.seconds = self._limits.cpu_seconds
 
 
 def run(slots: Sequence[Slot], batches: deque[deque[Request]]) -> None:

@@ -123,7 +123,9 @@ def _bury(pid: int, memory_bytes: int, baseline: int) -> str:
     _, status, usage = os.wait4(pid, 0)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:
         return "timeout"
-    return "memory" if usage.ru_maxrss * 1024 - baseline > memory_bytes // 2 else "crash"
+    if usage.ru_maxrss * 1024 - baseline > memory_bytes // 2:
+        return "memory"
+    return "killed" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL else "crash"
 
 
 def run_zygote(control: socket.socket, caller_pid: int, memory_bytes: int) -> None:
@@ -140,7 +142,7 @@ def run_zygote(control: socket.socket, caller_pid: int, memory_bytes: int) -> No
             if not message:
                 return
             slot = json.loads(message)["slot"]
-            cause = _bury(judges.pop(slot), memory_bytes, baseline) if slot in judges else None
+            cause = _bury(judges.pop(slot), memory_bytes, baseline) if slot in judges else "killed"
             judges[slot] = _fork_judge(control, descriptors[0], memory_bytes)
             control.send(json.dumps({"pid": judges[slot], "cause": cause}).encode())
     finally:

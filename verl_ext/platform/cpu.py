@@ -69,7 +69,7 @@ class PlatformCPU(PlatformBase):
         return _DEVICE_MODULE
 
     def is_available(self) -> bool:
-        return not torch.cuda.is_available()
+        return True
 
     def current_device(self) -> Any:
         """A `torch.device`: verl passes the result to `Tensor.to`, where an index would mean an accelerator."""

@@ -1,0 +1,145 @@
+"""Evaluate checkpoints on benchmarks: k samples a problem (avg@k), one set of vLLM engines for all of them.
+
+    python -m recipes.evaluate run_dir=runs/<name> 'evaluate.checkpoints={dft: <dir>, sft: <dir>}'
+
+Writes <output_dir>/<checkpoint>/<benchmark>.parquet (samples with verdicts). Before a trained checkpoint is sampled,
+the engine scores tokens that its trainer scored too: a difference above evaluate.max_log_prob_gap stops the run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from verl_ext.judging import to_samples
+
+from recipes.rollout import sampling_lineage
+from verl_ext import artifacts, compose, sampling
+from verl_ext.checkpoints import PROBE
+from verl_ext.config import Config
+from verl_ext.console import Progress
+from verl_ext.errors import UserError
+from verl_ext.layout import RunLayout
+from verl_ext.verifier import Verifier
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    config: Config,
+    checkpoint: Path,
+    outputs: Mapping[str, tuple[Path, Path]],
+    start_samplers: Callable[[], list[Any]],
+    verifier: Verifier,
+) -> None:
+    """Sample and judge one checkpoint on all benchmarks; `outputs` maps a name to (prompts artifact, output path).
+
+    Finished benchmarks are skipped; shards that an earlier run finished are kept.
+    """
+    settings = config.evaluate
+    request = sampling.SamplingRequest(
+        n=settings.k,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_tokens=config.model.max_response_length,
+        seed=settings.seed,
+    )
+    open_shards: dict[str, artifacts.Shards] = {}
+    jobs: list[sampling.Job] = []
+    for name, (prompts_path, output) in outputs.items():
+        lineage = sampling_lineage("evaluate", config, request, settings.shard_size, prompts_path, checkpoint)
+        lineage = replace(lineage, versions={**lineage.versions, **_versions()})
+        if not artifacts.should_run(output, lineage, config.overwrite):
+            continue
+        encoded = sampling.encode_prompts(
+            artifacts.read(prompts_path, "prompts"), _of_checkpoint(config, checkpoint).model
+        )
+        slices = sampling.shard_prompts(encoded, settings.shard_size)
+        open_shards[name] = artifacts.Shards(output, "samples", lineage, len(slices))
+        jobs += [sampling.Job(key=(name, i), index=i, prompts=slices[i]) for i in open_shards[name].missing()]
+    if not open_shards:
+        return
+    samplers = start_samplers()
+    check_log_probs(checkpoint, samplers, settings.max_log_prob_gap)
+    label = outputs[next(iter(outputs))][1].parent.name
+    progress = Progress(f"evaluate {label}", sum(len(job.prompts) for job in jobs) * settings.k, unit="samples")
+    for (name, index), rollouts in sampling.sample_jobs(samplers, str(checkpoint), jobs, request):
+        samples = to_samples(rollouts, verifier)
+        open_shards[name].write(index, samples)
+        progress.advance(len(samples), accuracy=float(np.mean(samples["reward"])))
+    for shards in open_shards.values():
+        shards.commit()
+
+
+def check_log_probs(checkpoint: Path, samplers: Sequence[Any], limit: float) -> None:
+    """Compare trainer and sampler on the checkpoint's probe, the tokens its trainer scored last.
+
+    Raises UserError when the mean absolute difference exceeds `limit` nats: the engine then does not run the weights
+    that were trained (a stale or partial swap, another vocabulary, another precision).
+    """
+    import ray
+
+    if not (checkpoint / PROBE).exists():
+        logger.warning("%s has no %s: trainer and sampler cannot be compared", checkpoint, PROBE)
+        return
+    probe = artifacts.read(checkpoint / PROBE, "positives")
+    columns = [probe[name].to_pylist() for name in ("prompt_token_ids", "response_token_ids")]
+    trained = [np.array(row) for row in probe["behavior_log_probs"].to_pylist()]
+    for index, sampler in enumerate(samplers):
+        scored = ray.get(sampler.score.remote(str(checkpoint), *columns))
+        gaps = np.concatenate([np.abs(ours - theirs) for ours, theirs in zip(trained, scored, strict=True)])
+        logger.info(
+            "trainer against sampler %d: log-probs of %d tokens differ by %.2g at most, %.2g on average (%s)",
+            index,
+            len(gaps),
+            gaps.max(),
+            gaps.mean(),
+            checkpoint,
+        )
+        if not gaps.mean() <= limit:
+            raise UserError(
+                f"Trainer and sampler disagree about '{checkpoint}': log-probabilities of the same tokens differ by "
+                f"{gaps.mean():.3g} nats on average ({gaps.max():.3g} at most), more than evaluate.max_log_prob_gap="
+                f"{limit}. The engine does not run the weights that were trained; restart it, or compare dtypes."
+            )
+
+
+def _of_checkpoint(config: Config, checkpoint: Path) -> Config:
+    return replace(config, model=replace(config.model, path=str(checkpoint)))
+
+
+def _versions() -> dict[str, str]:
+    return {"math-verify": artifacts.package_version("math-verify")}
+
+
+def run(config: Config) -> None:
+    """Entry point of `python -m recipes.evaluate`."""
+    layout, settings = RunLayout.of(config.run_dir), config.evaluate
+    if not settings.checkpoints:
+        raise UserError("evaluate.checkpoints is empty. Pass evaluate.checkpoints={name: directory, ...}.")
+    checkpoints = {name: Path(path).resolve() for name, path in settings.checkpoints.items()}
+    for name, path in checkpoints.items():
+        if not (path / "config.json").exists():
+            raise UserError(f"Checkpoint '{name}': '{path}' has no config.json. Give the Hugging Face directory.")
+    benchmarks = settings.benchmarks or {name: str(layout.benchmark(name)) for name in config.data.benchmarks}
+    output_dir = Path(settings.output_dir).resolve() if settings.output_dir else layout.run_dir / "evaluate"
+    for path in benchmarks.values():
+        artifacts.read(path, "prompts", columns=["prompt_id"])
+    samplers: list[Any] = []
+
+    def start_samplers() -> list[Any]:
+        samplers.extend([] if samplers else sampling.create_samplers(config.model, config.sampler, config.cluster))
+        return samplers
+
+    with Verifier(config.verify.num_workers) as verifier:
+        for name, path in checkpoints.items():
+            outputs = {b: (Path(prompts), output_dir / name / f"{b}.parquet") for b, prompts in benchmarks.items()}
+            evaluate(config, path, outputs, start_samplers, verifier)
+
+
+if __name__ == "__main__":
+    compose.main("evaluate", run, __doc__)

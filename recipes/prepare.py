@@ -1,0 +1,246 @@
+"""Turn problem sets into prompts: files, hubs or the built-in generator to parquet, one file a split and a benchmark.
+
+    python -m recipes.prepare data=embedded run_dir=runs/<name> [prepare.only=[train,in_distribution]]
+
+Writes <run_dir>/prompts/<split>.parquet and <run_dir>/prompts/benchmarks/<name>.parquet, in the columns that verl's RL
+trainers read. Rows without a gold answer (in `demonstrations` and `pretraining`: without a worked solution),
+duplicates, and problems of a split that a benchmark or the validation split holds out are dropped and counted. Gold
+answers that the verifier cannot parse are kept, and reported by file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from verl_ext import artifacts, compose, prompting, sources
+from verl_ext.config import Config, SourceConfig
+from verl_ext.embedded import problems
+from verl_ext.errors import UserError, nearest
+from verl_ext.layout import RunLayout
+from verl_ext.sources import ProblemRow, ProblemSet
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT_SPLITS = ("validation",)
+SOLUTION_SPLITS = ("demonstrations", "pretraining")  # trained on as they are: they need a solution, not an answer
+_SHOWN_GOLDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What became of one source: kept + sum(dropped) = num_read. Gold answers that do not parse are among the kept."""
+
+    path: Path
+    num_read: int
+    num_kept: int
+    dropped: Counter[str] = field(default_factory=Counter)
+    bad_golds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """One artifact to write. `held_out` are the sources whose problems it must not contain."""
+
+    name: str
+    data_source: str
+    source: SourceConfig
+    path: Path
+    held_out: Mapping[str, SourceConfig]
+    lineage: artifacts.Lineage
+
+
+def prepare(config: Config) -> dict[str, Report]:
+    """Write the prompts artifacts that do not exist yet; returns a report for each of them, by name.
+
+    All sources are read before anything is written. Raises UserError as `sources.load` does, for unknown names, and
+    where an artifact of another configuration is in the way.
+    """
+    tasks = [task for task in _plan(config) if artifacts.should_run(task.path, task.lineage, config.overwrite)]
+    needed = {name: source for task in tasks for name, source in {**task.held_out, task.name: task.source}.items()}
+    loaded = {
+        name: sources.load(source, name, needs_solution=name in SOLUTION_SPLITS) for name, source in needed.items()
+    }
+    return {task.name: _write(task, loaded, config.model.prompt_template) for task in tasks}
+
+
+def _write(task: _Task, loaded: Mapping[str, ProblemSet], template: str) -> Report:
+    read = loaded[task.name]
+    rows, dropped = list(read.rows), Counter(read.dropped)
+    for other in task.held_out:
+        taken = {row.key for row in loaded[other].rows}
+        dropped[f"also in {other}"] += sum(row.key in taken for row in rows)
+        rows = [row for row in rows if row.key not in taken]
+    if not rows:
+        raise UserError(f"Nothing of '{task.name}' is left: {dict(+dropped)}. Give it problems that are not held out.")
+    artifacts.write(task.path, "prompts", _table(task, rows, template), task.lineage)
+    report = Report(
+        path=task.path,
+        num_read=read.num_read,
+        num_kept=len(rows),
+        dropped=+dropped,
+        bad_golds=tuple(find_bad_golds([row.answer for row in rows if row.answer is not None])),
+    )
+    _log(task.name, report)
+    return report
+
+
+def find_bad_golds(golds: Sequence[str]) -> list[str]:
+    """Gold answers that the verifier does not find equal to themselves: no response could be judged correct."""
+    from verl_ext.verifier import judge
+
+    distinct = list(dict.fromkeys(golds))
+    verdicts = judge([(f"\\boxed{{{gold}}}", gold) for gold in distinct])
+    return [gold for gold, verdict in zip(distinct, verdicts, strict=True) if verdict.verdict != "correct"]
+
+
+def _log(name: str, report: Report) -> None:
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(report.dropped.items())) or "none"
+    logger.info(
+        "prepare %s: read %d, kept %d, dropped %d (%s), gold answers that do not parse %d; written to %s",
+        name,
+        report.num_read,
+        report.num_kept,
+        report.dropped.total(),
+        reasons,
+        len(report.bad_golds),
+        report.path,
+    )
+    if report.bad_golds:
+        shown = ", ".join(repr(gold[:80]) for gold in report.bad_golds[:_SHOWN_GOLDS])
+        logger.warning("prepare %s: the verifier cannot parse the gold answers %s", name, shown)
+
+
+def _table(task: _Task, rows: Sequence[ProblemRow], template: str) -> pa.Table:
+    return pa.Table.from_pylist(
+        [
+            {
+                "prompt_id": prompt_id(task.data_source, row.problem),
+                "data_source": task.data_source,
+                "prompt": prompting.build_prompt(row.problem, template),
+                "reward_model": {"style": "rule", "ground_truth": row.answer},
+                "extra_info": {
+                    "split": task.name,
+                    "index": row.index,
+                    "problem": row.problem,
+                    "solution": row.solution,
+                },
+            }
+            for row in rows
+        ],
+        schema=artifacts.SCHEMAS["prompts"],
+    )
+
+
+def prompt_id(data_source: str, problem: str) -> str:
+    """The same problem of the same source has the same id in every artifact."""
+    return hashlib.sha256(f"{data_source}\0{problem}".encode()).hexdigest()[:16]
+
+
+def _plan(config: Config) -> list[_Task]:
+    """What there is to write; raises UserError for names that are unknown or given twice, and for missing files."""
+    layout, data = RunLayout.of(config.run_dir), config.data
+    if shared := sorted(data.splits.keys() & data.benchmarks.keys()):
+        raise UserError(f"{shared} name both a split and a benchmark. Rename one of each.")
+    known = [*data.benchmarks, *data.splits]
+    if not known:
+        raise UserError("There is no data to prepare: data.splits and data.benchmarks are empty. Choose data=<name>.")
+    only = known if config.prepare.only is None else config.prepare.only
+    for name in only:
+        if name not in known:
+            raise UserError(f"prepare.only names '{name}'{nearest(name, known)}; data has {', '.join(known)}.")
+    held_out = data.benchmarks | {name: data.splits[name] for name in HELD_OUT_SPLITS if name in data.splits}
+    tasks = []
+    for name in (name for name in known if name in only):
+        if name in data.benchmarks:
+            tasks.append(_task(config, name, name, data.benchmarks[name], layout.benchmark(name), {}))
+        else:
+            source = data.splits[name]
+            others = data.benchmarks if name in HELD_OUT_SPLITS else held_out
+            tasks.append(_task(config, name, _source_name(source), source, layout.prompts(name), others))
+    return tasks
+
+
+def _task(
+    config: Config,
+    name: str,
+    data_source: str,
+    source: SourceConfig,
+    path: Path,
+    held_out: Mapping[str, SourceConfig],
+) -> _Task:
+    read = {**held_out, name: source}
+    settings = {
+        "name": name,
+        "source": _content(source),
+        "held_out": {other: _content(item) for other, item in held_out.items()},
+        "prompt_template": vars(prompting.get_template(config.model.prompt_template)),
+        "generator": problems.VERSION,
+    }
+    files = {other: path for other, item in read.items() if (path := sources.local_path(item, other)) is not None}
+    packages = ["datasets"] if any(item.source == "hub" for item in read.values()) else []
+    return _Task(
+        name=name,
+        data_source=data_source,
+        source=source,
+        path=path,
+        held_out=held_out,
+        lineage=artifacts.make_lineage("prepare", settings, files, packages),
+    )
+
+
+def _content(source: SourceConfig) -> dict[str, object]:
+    """What determines the rows of a source; a file is known by its hash, wherever it lies."""
+    values = compose.to_dict(source)
+    return {key: value for key, value in values.items() if key != "path" or source.source == "hub"}
+
+
+def _source_name(source: SourceConfig) -> str:
+    """`data_source` of a split: the same for two splits that read the same source."""
+    if source.source == "embedded":
+        return f"embedded/{source.split}"
+    return Path(source.path).stem if source.source == "file" else source.path
+
+
+def initial_policy(config: Config, layout: RunLayout) -> Path:
+    """What pretraining starts from: `model.path`, or where that is empty the tiny policy, drawn from the seed.
+
+    Raises UserError where one was drawn from another seed before, and overwrite is false.
+    """
+    if config.model.path:
+        return Path(config.model.path)
+    from verl_ext.embedded import policy
+
+    path = layout.run_dir / "initial"
+    note = path / "seed.txt"
+    if note.exists() and not config.overwrite:
+        if note.read_text(encoding="utf-8").strip() == str(config.seed):
+            return path
+        raise UserError(
+            f"'{path}' was drawn from another seed than seed={config.seed}. Choose another run_dir, or pass "
+            "overwrite=true to replace it."
+        )
+    temporary = layout.run_dir / ".initial.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    policy.initialize(temporary, config.seed)
+    (temporary / note.name).write_text(f"{config.seed}\n", encoding="utf-8")
+    shutil.rmtree(path, ignore_errors=True)
+    temporary.rename(path)
+    logger.info("prepare: tiny policy drawn from seed %d in %s", config.seed, path)
+    return path
+
+
+def run(config: Config) -> None:
+    """Entry point of `python -m recipes.prepare`."""
+    prepare(config)
+
+
+if __name__ == "__main__":
+    compose.main("prepare", run, __doc__)

@@ -1,0 +1,78 @@
+"""Sample the policy on prompts: Ray Data over vLLM engines, n samples a prompt, resumable shard by shard.
+
+    python -m recipes.rollout model.path=<checkpoint> rollout.prompts=<parquet> rollout.output=<parquet>
+
+Each row keeps its token ids, the log-probabilities it was sampled with, and the true finish reason. Shards that an
+earlier, killed run finished are kept as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from verl_ext import artifacts, compose, sampling
+from verl_ext.config import Config
+from verl_ext.console import Progress
+from verl_ext.errors import UserError
+from verl_ext.layout import RunLayout
+
+PACKAGES = ("vllm", "torch", "transformers")
+
+
+def rollout(config: Config, start_samplers: Callable[[], list[Any]]) -> Path:
+    """Run the stage; `start_samplers` is called when there is something to sample. Returns the path of the rollouts."""
+    layout, settings = RunLayout.of(config.run_dir), config.rollout
+    prompts_path = Path(settings.prompts).resolve() if settings.prompts else layout.prompts("train")
+    output = Path(settings.output).resolve() if settings.output else layout.rollouts
+    request = sampling.SamplingRequest(
+        n=settings.n,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_tokens=config.model.max_response_length,
+        seed=settings.seed,
+    )
+    lineage = sampling_lineage("rollout", config, request, settings.shard_size, prompts_path, Path(config.model.path))
+    prompts = artifacts.read(prompts_path, "prompts")
+    if not artifacts.should_run(output, lineage, config.overwrite):
+        return output
+    encoded = sampling.encode_prompts(prompts, config.model)
+    slices = sampling.shard_prompts(encoded, settings.shard_size)
+    if not slices:
+        raise UserError(f"'{prompts_path}' has no prompts. Prepare it again.")
+    shards = artifacts.Shards(output, "rollouts", lineage, len(slices))
+    missing = shards.missing()
+    jobs = [sampling.Job(key=("rollout", index), index=index, prompts=slices[index]) for index in missing]
+    samplers = start_samplers() if jobs else []
+    progress = Progress("rollout", len(encoded) * settings.n, done=_done(slices, missing) * settings.n, unit="samples")
+    num_tokens, num_truncated = 0, 0
+    for (_, index), table in sampling.sample_jobs(samplers, config.model.path, jobs, request):
+        shards.write(index, table)
+        num_tokens += len(table["response_token_ids"].combine_chunks().values)
+        num_truncated += sum(reason == "length" for reason in table["finish_reason"].to_pylist())
+        progress.advance(len(table), tokens=num_tokens, tokens_per_second=round(progress.per_second(num_tokens)))
+    shards.commit()
+    return output
+
+
+def sampling_lineage(
+    stage: str, config: Config, request: sampling.SamplingRequest, shard_size: int, prompts: Path, weights: Path
+) -> artifacts.Lineage:
+    """What samples depend on: weights, prompts, decoding, and on a CPU the size of a shard (its batch composition)."""
+    model = {"max_prompt_length": config.model.max_prompt_length, "prompt_template": config.model.prompt_template}
+    settings = {"sampling": vars(request), "shard_size": shard_size, "model": model, "dtype": config.sampler.dtype}
+    return artifacts.make_lineage(stage, settings, {"prompts": prompts, "model": weights}, PACKAGES, request.seed)
+
+
+def _done(slices: list[Any], missing: list[int]) -> int:
+    return sum(len(table) for index, table in enumerate(slices) if index not in set(missing))
+
+
+def run(config: Config) -> None:
+    """Entry point of `python -m recipes.rollout`."""
+    rollout(config, lambda: sampling.create_samplers(config.model, config.sampler, config.cluster))
+
+
+if __name__ == "__main__":
+    compose.main("rollout", run, __doc__)

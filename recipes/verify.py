@@ -1,0 +1,190 @@
+r"""Judge every response against its gold answer: rollouts to samples with verdicts.
+
+    python -m recipes.verify run_dir=runs/<name> verify.num_workers=8
+    python -m recipes.verify verify.input=responses.jsonl verify.output=samples.parquet
+
+Reads rollouts.parquet of the run, or verify.input: a rollouts artifact, or JSON lines with `problem`, `gold` and
+`responses` (a list of texts). Writes samples.parquet: the rollouts with `prediction`, `verdict`, `verdict_seconds` and
+`reward`. Only the content of the final \boxed{...} counts. A killed run continues where it was. Where the file has
+`reference_correct`, the agreement is reported and every disagreement is listed. JSON lines have no token ids; if
+model.path is a local directory they are made with its tokenizer, so that curate and train can follow.
+
+The stage fails if the verifier itself failed (timeout, memory, crash) on more than verify.max_failure_fraction.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from verl_ext import artifacts, compose, judging, response_files
+from verl_ext.cluster import start_ray
+from verl_ext.config import Config, VerifyConfig
+from verl_ext.console import Progress
+from verl_ext.errors import UserError
+from verl_ext.layout import RunLayout
+from verl_ext.response_files import Encoder, Reference, ResponseFile
+from verl_ext.verifier import Verifier
+
+logger = logging.getLogger(__name__)
+
+_RESPONSE_FILE_SUFFIXES = (".jsonl", ".json", ".ndjson")
+_SHOWN_CHARS = 100
+
+
+def verify(config: Config) -> Path:
+    """Run the stage and return the path of the samples."""
+    layout, settings = RunLayout.of(config.run_dir), config.verify
+    source = Path(settings.input).resolve() if settings.input else layout.rollouts
+    output = Path(settings.output).resolve() if settings.output else layout.samples
+    lineage = _lineage(source, config)
+    if not artifacts.should_run(output, lineage, config.overwrite):
+        return output
+    loaded = _load(source, config)
+    num_rows, size = len(loaded.rollouts), settings.shard_size
+    shards = artifacts.Shards(output, "samples", lineage, -(-num_rows // size))
+    missing = shards.missing()
+    done = num_rows - sum(len(loaded.rollouts.slice(index * size, size)) for index in missing)
+    progress = Progress("verify", num_rows, done=done, unit="responses")
+    judged = (_judge_on_ray if settings.backend == "ray" else _judge_here)(loaded.rollouts, missing, config)
+    for index, samples in judged:
+        shards.write(index, samples)
+        progress.advance(len(samples))
+    counts = judging.check_failures(map(shards.read, range(shards.num_shards)), settings.max_failure_fraction)
+    shards.commit()
+    logger.info("verify: %s; written to %s", judging.summary(counts), output)
+    if loaded.references:
+        _report_agreement(loaded.references, artifacts.read(output, "samples", ["sample_id", "verdict", "prediction"]))
+    return output
+
+
+def _lineage(source: Path, config: Config) -> artifacts.Lineage:
+    """What verdicts depend on; for an artifact, how it was sampled is carried over."""
+    limits = judging.limits(config.verify)
+    settings: dict[str, Any] = {
+        "cpu_seconds": limits.cpu_seconds,
+        "memory_bytes": limits.memory_bytes,
+        "shard_size": config.verify.shard_size,
+    }
+    inputs = {"rollouts": source}
+    versions = judging.versions()
+    if source.suffix not in _RESPONSE_FILE_SUFFIXES:
+        rollouts = artifacts.read_lineage(source)
+        settings["sampling"] = rollouts.config.get("sampling")
+        versions = {**rollouts.versions, **versions}
+    elif (tokenizer := Path(config.model.path) / "tokenizer.json").is_file():
+        settings["prompt_template"] = config.model.prompt_template
+        inputs["tokenizer"] = tokenizer
+    lineage = artifacts.make_lineage("verify", settings, inputs)
+    return artifacts.Lineage(
+        stage=lineage.stage, config=lineage.config, inputs=lineage.inputs, versions=versions, seed=None
+    )
+
+
+def _load(source: Path, config: Config) -> ResponseFile:
+    if source.suffix in _RESPONSE_FILE_SUFFIXES:
+        return response_files.read(source, _encoder(config))
+    rollouts = artifacts.read(source, "rollouts")
+    if not len(rollouts):
+        raise UserError(f"'{source}' has no rows. Sample the policy again: python -m recipes.rollout.")
+    return ResponseFile(rollouts)
+
+
+def _encoder(config: Config) -> Encoder | None:
+    """Tokenise a brought response as the trainer would; without EOS where it was cut off."""
+    if not (Path(config.model.path) / "tokenizer.json").is_file():
+        logger.info("no token ids are made: model.path is no local directory with a tokenizer.json")
+        return None
+    from verl_ext import prompting
+
+    tokenizer = prompting.load_tokenizer(config.model.path, config.model.prompt_template)
+
+    def encode(problem: str, response: str, finish_reason: str) -> tuple[list[int], list[int]]:
+        prompt = prompting.encode_prompt(tokenizer, prompting.build_prompt(problem, config.model.prompt_template))
+        tokens = prompting.encode_response(tokenizer, response)
+        return prompt, tokens if finish_reason == "stop" else tokens[:-1]
+
+    return encode
+
+
+def _judge_here(rollouts: pa.Table, shards: Sequence[int], config: Config) -> Iterator[tuple[int, pa.Table]]:
+    settings = config.verify
+    with Verifier(settings.num_workers, judging.limits(settings)) as verifier:
+        for index in shards:
+            yield index, judging.to_samples(rollouts.slice(index * settings.shard_size, settings.shard_size), verifier)
+
+
+class _JudgeActor:
+    """One verifier with one judging process in a Ray actor; maps blocks of texts to blocks of verdicts."""
+
+    def __init__(self, settings: VerifyConfig):
+        self.verifier = Verifier(1, judging.limits(settings))
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return judging.to_samples(block, self.verifier).drop_columns(["response", "ground_truth"])
+
+
+def _judge_on_ray(rollouts: pa.Table, shards: Sequence[int], config: Config) -> Iterator[tuple[int, pa.Table]]:
+    """Only texts travel; rows carry their position, since Ray may cut and reorder blocks."""
+    if not shards:
+        return
+    import ray
+
+    start_ray(config.cluster)
+    size = config.verify.shard_size
+    rows = np.arange(len(rollouts))
+    texts = rollouts.select(["response", "ground_truth"])
+    texts = texts.append_column("row", pa.array(rows)).append_column("shard", pa.array(rows // size))
+    judged = ray.data.from_arrow([texts.slice(index * size, size).combine_chunks() for index in shards]).map_batches(
+        _JudgeActor,
+        fn_constructor_args=(config.verify,),
+        batch_format="pyarrow",
+        batch_size=None,
+        concurrency=config.verify.num_workers,
+    )
+    waiting: dict[int, list[pa.Table]] = {}
+    for block in judged.iter_batches(batch_format="pyarrow", batch_size=None):
+        assert isinstance(block, pa.Table)
+        for index in pc.unique(block["shard"]).to_pylist():
+            waiting.setdefault(index, []).append(block.filter(pc.equal(block["shard"], index)))
+            shard = rollouts.slice(index * size, size)
+            if sum(map(len, waiting[index])) == len(shard):
+                verdicts = pa.concat_tables(waiting.pop(index)).sort_by("row").drop_columns(["row", "shard"])
+                for name in verdicts.column_names:
+                    shard = shard.append_column(name, verdicts[name])
+                yield index, shard
+
+
+def _report_agreement(references: Sequence[Reference | None], samples: pa.Table) -> None:
+    compared = agreed = 0
+    for reference, row in zip(references, samples.to_pylist(), strict=True):
+        if reference is None:
+            continue
+        compared += 1
+        if reference.is_correct == (row["verdict"] == "correct"):
+            agreed += 1
+            continue
+        logger.warning(
+            "disagreement on %s: reference %s with %s, here %s with %s",
+            row["sample_id"],
+            "correct" if reference.is_correct else "not correct",
+            ascii(reference.prediction)[:_SHOWN_CHARS],
+            row["verdict"],
+            ascii(row["prediction"])[:_SHOWN_CHARS],
+        )
+    logger.info("agreement with the reference verdicts: %d of %d", agreed, compared)
+
+
+def run(config: Config) -> None:
+    """Entry point of `python -m recipes.verify`."""
+    verify(config)
+
+
+if __name__ == "__main__":
+    compose.main("verify", run, __doc__)

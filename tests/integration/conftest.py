@@ -1,0 +1,86 @@
+"""One Ray cluster, one random tiny policy and one set of random positives for all integration tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from verl_ext import artifacts, cluster
+from verl_ext.config import ClusterConfig, Config, ModelConfig, TrainConfig
+from verl_ext.embedded import policy
+
+NUM_ROWS = 24
+
+
+@pytest.fixture(scope="session")
+def policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights large enough that token probabilities differ between rows."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path_factory.mktemp("policy")
+    policy.initialize(path, seed=0)
+    weights = load_file(path / "model.safetensors")
+    torch.manual_seed(1)
+    noisy = {
+        name: value + 0.05 * torch.randn_like(value) if value.dim() > 1 else value for name, value in weights.items()
+    }
+    save_file(noisy, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(policy_dir: Path) -> ModelConfig:
+    return ModelConfig(
+        path=str(policy_dir),
+        dtype="fp32",
+        prompt_template="problem-only",
+        max_prompt_length=32,
+        max_response_length=32,
+    )
+
+
+@pytest.fixture(scope="session")
+def positives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random rows of ragged length, one of them with a single response token."""
+    rng = np.random.default_rng(0)
+    lengths = [(int(rng.integers(2, 30)), int(rng.integers(1, 30))) for _ in range(NUM_ROWS - 1)] + [(5, 1)]
+    rows = [
+        {
+            "sample_id": f"s{index}",
+            "prompt_id": f"p{index}",
+            "prompt_token_ids": rng.integers(3, 200, prompt).tolist(),
+            "response_token_ids": rng.integers(3, 200, response).tolist(),
+            "behavior_log_probs": None,
+            "quality": 1.0,
+        }
+        for index, (prompt, response) in enumerate(lengths)
+    ]
+    path = tmp_path_factory.mktemp("data") / "positives.parquet"
+    table = pa.Table.from_pylist(rows, schema=artifacts.SCHEMAS["positives"])
+    artifacts.write(path, "positives", table, artifacts.make_lineage("test", {}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def workers(model: ModelConfig) -> Iterator[Callable[[int], Any]]:
+    """`workers(num_ranks)`: a worker group that lives as long as the session."""
+    groups: dict[int, Any] = {}
+
+    def get(num_ranks: int) -> Any:
+        if num_ranks not in groups:
+            # room for the groups of one and of two ranks, and for an engine
+            cluster.start_ray(ClusterConfig(ranks_per_node=3), num_engines=1)
+            config = Config(model=model, train=TrainConfig(), cluster=ClusterConfig(ranks_per_node=num_ranks))
+            groups[num_ranks] = cluster.create_workers(config)
+        return groups[num_ranks]
+
+    yield get
+    import ray
+
+    ray.shutdown()
