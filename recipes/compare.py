@@ -107,13 +107,11 @@ def compare(config: Config) -> Path:
     """Run the experiment; returns the directory of its results."""
     layout = RunLayout.of(config.run_dir)
     cells = plan(config)
-    stages = Stages(["prepare", "base policy", "rollout", "verify", "curate", *_titles(cells), "tabulate"])
+    stages = Stages(["prepare", "rollout", "verify", "curate", *_titles(cells), "tabulate"])
     session = Session(config)
     with stages:
         with stages.stage("prepare"):
             prepare.run(config)
-        with stages.stage("base policy"):
-            config = _base_policy(config, layout, session)
         with stages.stage("rollout"):
             rollout.rollout(config, lambda: session.samplers(config.model))
         with stages.stage("verify"):
@@ -137,32 +135,6 @@ def compare(config: Config) -> Path:
 def _titles(cells: Sequence[Cell]) -> list[str]:
     trained = [f"train {cell.name}" for cell in cells if cell.train is not None]
     return trained + [f"evaluate {cell.name}" for cell in cells]
-
-
-def _base_policy(config: Config, layout: RunLayout, session: Session) -> Config:
-    """Train the base policy where the experiment asks for it; the policy all rows start from is then config.model."""
-    from verl_ext import trainer
-
-    base = config.experiment.base
-    if base is None:
-        return config
-    settings = replace(config.curate, source="demonstrations", input=str(layout.prompts("pretraining")))
-    data = layout.positives("pretraining")
-    curate.run(replace(config, curate=replace(settings, output=str(data))))
-    initial = prepare.initial_policy(config, layout)
-    run = trainer.TrainingRun(
-        name="base",
-        model=replace(config.model, path=str(initial)),
-        train=compose.replace(config.train, base, "experiment.base"),
-        method="sft",
-        params={},
-        data=data,
-        output_dir=layout.run_dir / "base",
-        num_ranks=_num_ranks(config),
-        threads=cluster.threads_per_rank(config.cluster),
-    )
-    path = trainer.train(run, lambda: session.workers(run.model))
-    return replace(config, model=replace(config.model, path=str(path)))
 
 
 def _curate(config: Config, layout: RunLayout) -> None:

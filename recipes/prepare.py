@@ -184,7 +184,8 @@ def _task(
         "prompt_template": vars(prompting.get_template(config.model.prompt_template)),
         "generator": problems.VERSION,
     }
-    files = {other: path for other, item in read.items() if (path := sources.local_path(item, other)) is not None}
+    located = {other: sources.local_path(item, other) for other, item in read.items()}
+    files = {other: file for other, file in located.items() if file is not None}
     packages = ["datasets"] if any(item.source == "hub" for item in read.values()) else []
     return _Task(
         name=name,

@@ -14,6 +14,7 @@ The stage fails if the verifier itself failed (timeout, memory, crash) on more t
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -105,9 +106,16 @@ def _encoder(config: Config) -> Encoder | None:
 
     tokenizer = prompting.load_tokenizer(config.model.path, config.model.prompt_template)
 
+    @functools.lru_cache(maxsize=1)  # a problem's responses stand together
+    def encode_problem(problem: str) -> list[int]:
+        return prompting.encode_prompt(tokenizer, prompting.build_prompt(problem, config.model.prompt_template))
+
     def encode(problem: str, response: str, finish_reason: str) -> tuple[list[int], list[int]]:
-        prompt = prompting.encode_prompt(tokenizer, prompting.build_prompt(problem, config.model.prompt_template))
-        tokens = prompting.encode_response(tokenizer, response)
+        try:
+            prompt, tokens = encode_problem(problem), prompting.encode_response(tokenizer, response)
+        except UserError as error:
+            logger.warning("no token ids for a response to %s: %s", ascii(problem)[:_SHOWN_CHARS], error)
+            return [], []
         return prompt, tokens if finish_reason == "stop" else tokens[:-1]
 
     return encode

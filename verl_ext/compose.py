@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from verl_ext.config import Config
+from verl_ext.config import Config, ModelConfig
 from verl_ext.errors import UserError, nearest
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
@@ -39,7 +39,16 @@ def compose(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) -> Con
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"The configuration cannot be composed: {error}") from error
     assert isinstance(composed, dict)
-    return validate(Config, composed)
+    config: Config = validate(Config, composed)
+    return dataclasses.replace(config, model=_located(config.model))
+
+
+def _located(model: ModelConfig) -> ModelConfig:
+    """Make the path of a policy that comes with the project absolute; other paths and hub ids stay as they are."""
+    shipped = CONFIG_DIR.parent / model.path
+    if not model.path or Path(model.path).exists() or not shipped.is_dir():
+        return model
+    return dataclasses.replace(model, path=str(shipped))
 
 
 def validate(schema: type, values: Mapping[str, Any], prefix: str = "") -> Any:

@@ -198,6 +198,21 @@ class TabulateConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BenchmarkConfig:
+    """Speed and memory of the worker path against other training loops."""
+
+    problems: str | None = None  # JSONL with `problem` and `solution`; None: the built-in generator's
+    methods: list[str] = field(default_factory=lambda: ["sft", "dft", "iw_sft"])
+    num_steps: PositiveInt = 8  # timed optimizer steps, after one that warms up
+    batch_size: PositiveInt = 64  # sequences an optimizer step
+    max_tokens_per_micro_batch: PositiveInt = 8192  # padded
+    max_length: PositiveInt = 1024  # tokens; longer rows are cut there
+    threads: PositiveInt = 1  # of torch
+    rounds: PositiveInt = 1  # times that all contenders take their turn; the median round counts
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class RowConfig:
     """One row of the table: a method on a data set, or the base policy as it is."""
 
@@ -218,7 +233,6 @@ class ExperimentConfig:
     rows: list[RowConfig] = field(default_factory=list)
     baseline: str = "sft"  # the row that differences are taken to
     num_seeds: PositiveInt = 1
-    base: dict[str, Any] | None = None  # `train` section of the base policy; None: model.path is the base policy
     learning_rates: str | None = None  # result file of a sweep; gives each row its learning rate
     sweep: list[PositiveFloat] = field(default_factory=list)  # learning rates to try; makes the experiment a sweep
 
@@ -242,4 +256,5 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     tabulate: TabulateConfig = field(default_factory=TabulateConfig)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)

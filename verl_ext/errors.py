@@ -11,6 +11,6 @@ class UserError(ValueError):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the closest of `allowed`, or an empty string when none is close."""
+    """Return ` (did you mean 'x'?)` for the closest of `allowed`, or an empty string when none is close."""
     matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean '{matches[0]}'?" if matches else ""
+    return f" (did you mean '{matches[0]}'?)" if matches else ""

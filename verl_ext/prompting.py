@@ -5,7 +5,8 @@ chat template (`encode_prompt`); a response is its text and the end-of-sequence 
 are tokenised separately and concatenated, so a response has the same ids whatever stands before it. Text that spells a
 special token can never become one: it is refused in a prompt and split in a response.
 
-The families follow the evaluation of the DFT paper (arXiv 2508.05629), which differ in template and stop token.
+The families and their wording follow the evaluation of the DFT paper (arXiv 2508.05629). Unlike there, training and
+sampling see the same ids: the instruction is in both, and so is the token that begins every text of Llama and DeepSeek.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ _CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 _LLAMA_BASE = (
-    "{% for message in messages %}"
+    "{{ bos_token }}{% for message in messages %}"
     "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] + '<|end_of_text|>' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
 _DEEPSEEK_MATH = (
-    "{% for message in messages %}"
+    "{{ bos_token }}{% for message in messages %}"
     "{{ ('User: ' if message['role'] == 'user' else 'Assistant: ') + message['content'] + '\\n\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ MATRICES = hnp.arrays(
 )
 
 
-def score(values: dict[str, list] | list, name: str = "row", **options: int) -> Score:
+def score(values: dict[str, Any] | list, name: str = "row", **options: int) -> Score:
     """One row's score from one value per problem (one benchmark), or benchmark -> values or seeds of values."""
     cells = values if isinstance(values, dict) else {"b": values}
     return resample({name: {b: np.atleast_2d(np.asarray(v, float)) for b, v in cells.items()}}, **options)[name]
@@ -130,6 +131,24 @@ def test_decoding_noise_between_seeds_is_not_counted_twice():
     found = score({"b": np.stack(share)}, num_resamples=4000).estimate()
     pooled = score(np.mean(share, axis=0).tolist(), num_resamples=4000).estimate()
     assert found.standard_error == pytest.approx(pooled.standard_error, rel=0.35)
+
+
+def test_seed_variance_is_the_scatter_less_the_decoding_noise():
+    # Seed means 0.5 +- 0.1: variance of their mean 0.1^2. Residuals +- 0.05: of decoding 4 * 0.05^2 / 4 = 0.0025.
+    # On the average of two such benchmarks the scatter is the same, decoding noise halves: 0.01 - 0.00125.
+    values = [[0.65, 0.55], [0.35, 0.45]]
+    found = score({"a": values, "b": values}, num_resamples=10)
+    assert found.seed_variance.tolist() == pytest.approx([0.0075, 0.0075, 0.00875])
+    assert (found - found).seed_variance.tolist() == pytest.approx([0.015, 0.015, 0.0175])
+
+
+def test_degrees_of_freedom_of_a_macro_average_weigh_problems_and_seeds():
+    # Per benchmark 0.3^2 / 99 = 9.09e-4 from problems, so 4.55e-4 for the average; seeds +- 0.02 give 4e-4.
+    # df = (8.55e-4)^2 / (2 * (2.27e-4)^2 / 99 + (4e-4)^2 / 1) = 4.54; t = 2.65; half-width 2.65 * 0.02924 = 0.0775.
+    problems = np.tile([0.3, -0.3], 50)
+    values = 0.5 + np.stack([problems + 0.02, problems - 0.02])
+    found = score({"a": values, "b": values}).estimate()
+    assert (found.high - found.low) / 2 == pytest.approx(0.0775, rel=0.04)
 
 
 def simulate(rng: np.random.Generator, num_problems: int, num_seeds: int, num_benchmarks: int, seed_sd: float):

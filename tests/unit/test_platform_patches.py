@@ -126,9 +126,7 @@ def test_the_patches_were_written_for_the_installed_version(distribution: str, e
 
 
 @pytest.mark.parametrize(("patch", "package", "path", "fragment"), SEAMS)
-def test_the_patched_code_still_looks_as_the_patch_expects(
-    patch: str, package: str, path: str, fragment: str
-) -> None:
+def test_the_patched_code_still_looks_as_the_patch_expects(patch: str, package: str, path: str, fragment: str) -> None:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         pytest.skip(f"{package} is not installed")

@@ -144,11 +144,15 @@ def test_same_inputs_give_the_same_files(tmp_path: Path):
 def test_order_of_seeds_and_benchmarks_in_the_entries_does_not_change_the_numbers(tmp_path: Path):
     entries = grid(tmp_path, seeds=(0, 1, 2))
     plain = tabulate(entries, out_dir=tmp_path / "one", **OPTIONS)
-    mixed = [*entries[:2], *reversed(entries[2:6]), *reversed(entries[6:])]
-    other = tabulate(mixed, out_dir=tmp_path / "two", **OPTIONS)
-    for first, second in zip(plain.rows, other.rows, strict=True):
-        assert list(vars(first.macro).values()) == pytest.approx(list(vars(second.macro).values()))
-        assert first.benchmarks["aime"].high == pytest.approx(second.benchmarks["aime"].high)
+    math, aime = ([item for item in entries if item.benchmark == name] for name in ("math", "aime"))
+    backwards = [*math[2::-1], *aime[:3], *math[3:], *aime[:2:-1]]
+    interleaved = [aime[2], *math[:3], aime[1], aime[0], *aime[3:], *math[3:]]
+    for order in (backwards, interleaved):
+        other = tabulate(order, out_dir=tmp_path / "two", **OPTIONS)
+        for first, second in zip(plain.rows, other.rows, strict=True):
+            assert list(vars(first.macro).values()) == pytest.approx(list(vars(second.macro).values()))
+            assert first.benchmarks["aime"].value == pytest.approx(second.benchmarks["aime"].value)
+            assert first.benchmarks["aime"].high == pytest.approx(second.benchmarks["aime"].high)
 
 
 def test_base_policy_with_one_run_stands_beside_rows_with_several_seeds(tmp_path: Path):

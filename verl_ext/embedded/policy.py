@@ -1,4 +1,4 @@
-"""The tiny policy of the built-in experiment: a Qwen2 of about 0.6 million parameters and its byte-level tokenizer.
+"""The tiny policy of the built-in experiment: a Qwen2 of 0.34 million parameters and its byte-level tokenizer.
 
 Both are rebuilt from code, bit for bit: the tokenizer is trained on the generator's own text, the weights are drawn
 from a seed. Everything downstream (verl, vLLM, transformers) loads the directory as it would load Qwen2.5.
@@ -12,34 +12,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from verl_ext.embedded.problems import SPLITS, generate
+from verl_ext.embedded.problems import generate
 from verl_ext.embedded.solutions import STYLES, solve
+from verl_ext.prompting import get_template
 
 END_OF_TEXT, TURN_START, TURN_END = SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-VOCABULARY_SIZE = 480
+VOCABULARY_SIZE = 448
 MAX_POSITIONS = 256
-_CORPUS_PROBLEMS = 500  # a split, for the tokenizer
+_CORPUS_PROBLEMS = 3000
 
 # Qwen2's own: a digit is always a piece of its own, so is a run of line ends.
 _PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-
 
 def _corpus() -> Iterator[str]:
+    """What the policy is trained on: words that only benchmarks use stay in pieces."""
     rng = random.Random(0)
-    for split in SPLITS:
-        for problem in generate(split, _CORPUS_PROBLEMS):
-            yield f"user\n{problem.text}\n"
-            for style in STYLES:
-                yield f"assistant\n{solve(problem, style, rng)}\n"
+    for problem in generate("pretraining", _CORPUS_PROBLEMS):
+        yield f"user\n{problem.text}\n"
+        for style in STYLES:
+            yield f"assistant\n{solve(problem, style, rng)}\n"
 
 
 def build_tokenizer() -> Any:
@@ -98,7 +92,7 @@ def tokenizer_files() -> dict[str, str]:
         "split_special_tokens": False,
         "errors": "replace",
         "model_max_length": MAX_POSITIONS,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": get_template("problem-only").chat_template,
     }
     return {
         "tokenizer.json": tokenizer.to_str(pretty=False),
@@ -113,16 +107,17 @@ def model_config() -> dict[str, Any]:
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         "vocab_size": VOCABULARY_SIZE,
-        "hidden_size": 128,
-        "intermediate_size": 384,
+        "hidden_size": 96,
+        "intermediate_size": 256,
         "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "head_dim": 32,  # the smallest that vLLM's CPU attention supports
         "max_position_embeddings": MAX_POSITIONS,
         "rope_theta": 10000.0,
         "rms_norm_eps": 1e-6,
         "hidden_act": "silu",
-        "initializer_range": 0.02,
+        "initializer_range": 0.06,
         "tie_word_embeddings": True,
         "use_sliding_window": False,
         "attention_dropout": 0.0,
@@ -145,7 +140,7 @@ def initialize(path: Path | str, seed: int) -> None:
     settings = model_config()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(Qwen2Config(**settings)).to(torch.float32)
+        model = Qwen2ForCausalLM(Qwen2Config(**settings))
     model.generation_config = GenerationConfig(
         eos_token_id=settings["eos_token_id"], pad_token_id=settings["pad_token_id"], do_sample=True
     )

@@ -57,28 +57,28 @@ FAMILIAR = Wording(
 HELD_OUT = Wording(
     names=("Ivy", "Joel", "Kim", "Leo", "Mia", "Ned"),
     objects=("beads", "shells", "stamps", "plums"),
-    gains=("gets", "finds", "buys"),
-    losses=("sells", "gives", "loses"),
+    gains=FAMILIAR.gains,
+    losses=FAMILIAR.losses,
     frames={
         "change2": (
-            "How many {o} has {n} now? {n} has {a} {o}, then {B} and {C}.",
-            "First {n} has {a} {o}. Then {n} {B} and {C}. How many are there?",
+            "{n} has {a} {o}, then {B} and {C}. How many {o} has {n} now?",
+            "How many {o} has {n} now? {n} has {a} {o}, {B}, {C}.",
         ),
         "bags2": (
-            "How many {o} has {n} now? {n} has {a} bags of {b} each, then {C}.",
-            "There are {a} bags of {b} {o}. Then {n} {C}. How many are there?",
+            "With {a} bags of {b} {o}, {n} {C}. How many {o} now?",
+            "How many {o} has {n} now? {n} has {a} bags of {b} {o}, {C}.",
         ),
         "sets2": (
-            "How many {o} has {n}? In {a} bags are {b} red and {c} blue {o} each.",
-            "There are {a} bags, each of {b} red {o} and {c} blue {o}. How many are there?",
+            "With {a} bags of {b} red and {c} blue {o}, how many {o} has {n}?",
+            "How many {o}? {n} has {a} bags of {b} red and {c} blue {o}.",
         ),
         "number2": (
-            "What is the number of {n}? Taken {a} times {B} it is {c}.",
-            "{n} has a number. The number times {a} {B} is {c}. What is it?",
+            "{n} has a number. {a} times the number {B} is {c}. What is it?",
+            "What is the number? {a} times a number {B} is {c}.",
         ),
         "pair2": (
-            "How many {o} has {n}? {n} has {b} more than {m}, and there are {a}.",
-            "There are {a} {o}. {m} has {b} less than {n}. How many has {n}?",
+            "Of {a} {o}, {n} and {m} have all, {n} has {b} more. How many {o} has {n}?",
+            "How many {o} has {n}? {n} and {m} have {a} {o}. {n} has {b} more.",
         ),
     },
 )

@@ -1,4 +1,4 @@
-"""What verl's PPO trainer is told on a machine without an accelerator, as Hydra overrides of `verl.trainer.main_ppo`."""
+"""What verl's PPO trainer is told on a CPU, as Hydra overrides of `verl.trainer.main_ppo`."""
 
 from __future__ import annotations
 

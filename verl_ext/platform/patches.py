@@ -136,7 +136,7 @@ def _reload_weights_as_a_whole(module: ModuleType) -> None:
         if peft_config and base_sync_done:  # a LoRA adapter: nothing is loaded into the packed layers
             update_adapter(self, peft_config=peft_config, base_sync_done=base_sync_done, use_shm=use_shm)
             return
-        weights = []
+        weights: list[tuple[str, Any]] = []
 
         def collect(bucket: list[tuple[str, Any]], is_last: bool) -> None:
             weights.extend((name, tensor.clone()) for name, tensor in bucket)

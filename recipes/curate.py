@@ -1,0 +1,147 @@
+"""Choose what is trained on: verified samples, or demonstrations, to positives (and preference pairs).
+
+    python -m recipes.curate run_dir=runs/<name> curate.max_per_prompt=4
+    python -m recipes.curate run_dir=runs/<name> curate.source=demonstrations model.path=<checkpoint>
+
+From samples: keeps what is correct, complete, within the model's lengths and distinct, at most curate.max_per_prompt
+of each prompt, and writes positives/samples.parquet and pairs.parquet (a correct response over a wrong one). From
+demonstrations: tokenises the worked solutions of prompts/demonstrations.parquet and writes
+positives/demonstrations.parquet. curate.input, curate.output and curate.pairs_output name other files. Beside the
+output stands <output name>.report.json: how many rows were read, kept, and dropped for which reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from verl_ext import artifacts, compose, curation, prompting
+from verl_ext.config import Config
+from verl_ext.curation import Fitness
+from verl_ext.errors import UserError
+from verl_ext.layout import RunLayout
+from verl_ext.sieve import Report
+
+logger = logging.getLogger(__name__)
+
+
+def curate(config: Config) -> Path:
+    """Run the stage for `curate.source` and return the path of the positives."""
+    if config.curate.source == "demonstrations":
+        return curate_demonstrations(config)
+    return curate_samples(config)
+
+
+def curate_samples(config: Config) -> Path:
+    """Verified samples to positives and pairs."""
+    layout, settings = RunLayout.of(config.run_dir), config.curate
+    source = Path(settings.input).resolve() if settings.input else layout.samples
+    output = Path(settings.output).resolve() if settings.output else layout.positives("samples")
+    pairs_output = Path(settings.pairs_output).resolve() if settings.pairs_output else layout.pairs
+    fitness = _fitness(config, _eos_token_ids(config))
+    chosen_by = {
+        "max_per_prompt": settings.max_per_prompt,
+        "deduplicate": settings.deduplicate,
+        "max_pairs_per_prompt": settings.max_pairs_per_prompt,
+    }
+    lineage = artifacts.make_lineage(
+        "curate", {**chosen_by, "fitness": vars(fitness)}, {"samples": source}, seed=settings.seed
+    )
+    if not any([artifacts.should_run(path, lineage, config.overwrite) for path in (output, pairs_output)]):
+        return output
+    samples = artifacts.read(source, "samples")
+    positives, report = curation.select_positives(
+        samples,
+        max_per_prompt=settings.max_per_prompt,
+        deduplicate=settings.deduplicate,
+        seed=settings.seed,
+        fitness=fitness,
+    )
+    pairs, pairs_report = curation.select_pairs(
+        samples, max_pairs_per_prompt=settings.max_pairs_per_prompt, seed=settings.seed, fitness=fitness
+    )
+    _write_report(pairs_output, pairs_report, f"{len(pairs)} pairs")
+    artifacts.write(pairs_output, "pairs", pairs, lineage)
+    _write_report(output, report, f"{len(positives)} positives")
+    artifacts.write(output, "positives", positives, lineage)
+    if not len(pairs):
+        logger.warning("no prompt has both a correct and a wrong response: methods that need pairs cannot be trained")
+    return output
+
+
+def curate_demonstrations(config: Config) -> Path:
+    """Worked solutions to positives, in the tokens of the model that will be trained."""
+    layout, settings = RunLayout.of(config.run_dir), config.curate
+    if settings.pairs_output:
+        raise UserError("curate.pairs_output is set, but demonstrations make no pairs. Unset it, or use samples.")
+    if not config.model.path:
+        raise UserError(
+            "model.path is empty; demonstrations are tokenised with its tokenizer. Set it, or model=<name>."
+        )
+    source = Path(settings.input).resolve() if settings.input else layout.prompts("demonstrations")
+    output = Path(settings.output).resolve() if settings.output else layout.positives("demonstrations")
+    tokenizer = prompting.load_tokenizer(
+        config.model.path, config.model.prompt_template, config.model.trust_remote_code
+    )
+    fitness = _fitness(config, [tokenizer.eos_token_id])
+    inputs: dict[str, Path | str] = {"prompts": source}
+    if (tokenizer_file := Path(config.model.path) / "tokenizer.json").is_file():
+        inputs["tokenizer"] = tokenizer_file
+    lineage = artifacts.make_lineage(
+        "curate",
+        {"fitness": vars(fitness), "chat_template": tokenizer.chat_template},
+        inputs,
+        ["transformers", "tokenizers"],
+    )
+    if not artifacts.should_run(output, lineage, config.overwrite):
+        return output
+    positives, report = curation.demonstrations_to_positives(
+        artifacts.read(source, "prompts"),
+        functools.partial(prompting.encode_prompt, tokenizer),
+        functools.partial(prompting.encode_response, tokenizer),
+        fitness=fitness,
+    )
+    _write_report(output, report, f"{len(positives)} positives")
+    artifacts.write(output, "positives", positives, lineage)
+    return output
+
+
+def _fitness(config: Config, eos_token_ids: list[int] | None) -> Fitness:
+    return Fitness(
+        max_prompt_length=config.model.max_prompt_length,
+        max_response_length=config.model.max_response_length,
+        eos_token_ids=eos_token_ids,
+    )
+
+
+def _eos_token_ids(config: Config) -> list[int] | None:
+    """All ids that end a response of a local model: its tokenizer's, and those it generates with."""
+    model = Path(config.model.path)
+    if not (model / "tokenizer.json").is_file():
+        return None
+    found = {int(prompting.load_tokenizer(model, config.model.prompt_template).eos_token_id)}
+    if (generation := model / "generation_config.json").is_file():
+        ids: Any = json.loads(generation.read_text()).get("eos_token_id") or []
+        found |= set(ids if isinstance(ids, list) else [ids])
+    return sorted(found)
+
+
+def _write_report(output: Path, report: Report, kept: str) -> None:
+    """Log the counts as a table, and store them beside the artifact."""
+    width = max(map(len, report))
+    lines = [f"  {name:<{width}} {count:>9} {count / max(report['read'], 1):>7.1%}" for name, count in report.items()]
+    logger.info("curate: %s to %s\n%s", kept, output, "\n".join(lines))
+    content = json.dumps(report, indent=2).encode() + b"\n"
+    artifacts.write_bytes_atomically(output.parent / f"{output.stem}.report.json", content)
+
+
+def run(config: Config) -> None:
+    """Entry point of `python -m recipes.curate`."""
+    curate(config)
+
+
+if __name__ == "__main__":
+    compose.main("curate", run, __doc__)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from verl_ext import artifacts
+from verl_ext.batching import PositivesDataset, deal_to_ranks, plan_micro_batches, step_rows
+from verl_ext.errors import UserError
+
+
+def dataset(*rows: tuple[list[int], list[int]], references: list[list[float]] | None = None) -> PositivesDataset:
+    table = pa.Table.from_pylist(
+        [
+            {
+                "sample_id": str(index),
+                "prompt_id": str(index),
+                "prompt_token_ids": prompt,
+                "response_token_ids": response,
+                "behavior_log_probs": None,
+                "quality": 0.5,
+            }
+            for index, (prompt, response) in enumerate(rows)
+        ],
+        schema=artifacts.SCHEMAS["positives"],
+    )
+    column = pa.chunked_array([pa.array(references, type=pa.list_(pa.float32()))]) if references else None
+    return PositivesDataset(table, column)
+
+
+def test_a_batch_lays_prompt_and_response_side_by_side() -> None:
+    data = dataset(([1, 2], [3]), ([4], [5, 6, 7]), references=[[-0.1], [-0.2, -0.3, -0.4]])
+    batch = data.batch(np.array([1, 0]))
+    assert [row.tolist() for row in batch["input_ids"].unbind()] == [[4, 5, 6, 7], [1, 2, 3]]
+    assert [row.tolist() for row in batch["loss_mask"].unbind()] == [[0, 1, 1, 1], [0, 0, 1]]
+    np.testing.assert_allclose(batch["ref_log_probs"].values().numpy(), [0, -0.2, -0.3, -0.4, 0, 0, -0.1], rtol=1e-6)
+    assert batch["quality"].tolist() == [0.5, 0.5]
+
+
+def test_slices_of_a_table_are_read_at_their_own_offsets() -> None:
+    rows = [([1], [2]), ([3, 4], [5]), ([6], [7, 8])]
+    whole = dataset(*rows)
+    table = pa.Table.from_pylist(
+        [
+            {
+                "sample_id": "x",
+                "prompt_id": "x",
+                "prompt_token_ids": p,
+                "response_token_ids": r,
+                "behavior_log_probs": None,
+                "quality": 1.0,
+            }
+            for p, r in rows
+        ],
+        schema=artifacts.SCHEMAS["positives"],
+    )
+    part = PositivesDataset(table.slice(1))
+    assert part.responses[1].tolist() == whole.responses[2].tolist() == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no rows"),
+        ([([], [1])], "row 0 has an empty prompt"),
+        ([([1], [2]), ([1], [])], "row 1 has an empty response"),
+        ([([1] * 9, [2])], "prompt longer than model.max_prompt_length=8"),
+        ([([1], [2] * 9)], "response longer than model.max_response_length=8"),
+        ([([1], [99])], "token id 99, but the model's vocabulary has 50 entries"),
+    ],
+)
+def test_rows_that_must_not_train_are_refused_by_number(rows: list[tuple[list[int], list[int]]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataset(*rows).check(max_prompt_length=8, max_response_length=8, vocab_size=50)
+
+
+def test_reference_scores_of_another_length_are_refused() -> None:
+    with pytest.raises(UserError, match="ref_log_probs"):
+        dataset(([1], [2, 3]), references=[[-0.1]]).check(8, 8, 50)
+
+
+@settings(deadline=None, max_examples=50)
+@given(num_rows=st.integers(1, 40), batch_size=st.integers(1, 20), seed=st.integers(0, 3))
+def test_every_epoch_uses_every_row_once_whatever_the_batch_size(num_rows: int, batch_size: int, seed: int) -> None:
+    steps = -(-3 * num_rows // batch_size)
+    stream = np.concatenate([step_rows(num_rows, batch_size, step, seed) for step in range(steps)])
+    for epoch in range(3):
+        assert sorted(stream[epoch * num_rows : (epoch + 1) * num_rows]) == list(range(num_rows))
+
+
+def test_seeds_and_epochs_shuffle_differently() -> None:
+    epochs = [step_rows(50, 50, step, seed).tolist() for seed in (0, 1) for step in (0, 1)]
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=40), st.integers(50, 400), st.integers(1, 6))
+def test_micro_batches_hold_every_row_once_within_the_limit(lengths: list[int], limit: int, min_count: int) -> None:
+    min_count = min(min_count, len(lengths))
+    groups = plan_micro_batches(lengths, limit, min_count)
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    assert len(groups) >= min_count
+    for group in groups:
+        padded = len(group) * max(lengths[row] for row in group)
+        assert padded <= limit or len(group) == 1
+
+
+def test_grouping_by_length_wastes_little_on_padding() -> None:
+    lengths = np.random.default_rng(0).integers(20, 600, 64).tolist()
+    groups = plan_micro_batches(lengths, 4800)
+    padded = sum(len(group) * max(lengths[row] for row in group) for group in groups)
+    at_random = sum(8 * max(lengths[start : start + 8]) for start in range(0, 64, 8))
+    assert padded / sum(lengths) < 1.2 < at_random / sum(lengths)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 4), st.integers(1, 12), st.integers(0, 5))
+def test_dealing_keeps_all_rows_and_balances_the_ranks(num_ranks: int, per_rank: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 100, 60)
+    rows = rng.choice(60, num_ranks * per_rank, replace=False)
+    dealt = deal_to_ranks(rows, lengths, num_ranks)
+    assert sorted(dealt) == sorted(rows)
+    totals = lengths[dealt.reshape(num_ranks, per_rank)].sum(axis=1)
+    assert totals.max() - totals.min() <= lengths[rows].max()

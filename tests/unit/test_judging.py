@@ -1,0 +1,136 @@
+"""Judging tables: probes, failures, and what a user's file of responses must look like."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from verl_ext import judging, response_files
+from verl_ext.artifacts import SCHEMAS
+from verl_ext.errors import UserError
+from verl_ext.verifier import Verdict
+
+
+class Broken:
+    """Stands in for a Verifier whose answers are wrong in a certain way."""
+
+    num_workers = 1
+
+    def __init__(self, way: str):
+        self.way = way
+
+    def judge(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
+        honest = [Verdict("correct" if "+" in response else "incorrect", 0.0, "p") for response, _ in pairs]
+        if self.way == "always wrong":
+            return [Verdict("incorrect", 0.0, "p")] * len(honest)
+        if self.way == "always right":
+            return [Verdict("correct", 0.0, "p")] * len(honest)
+        return honest[1:] + honest[:1] if self.way == "shifted" else honest
+
+
+def rollouts(num_rows: int = 3) -> pa.Table:
+    rows = [
+        {
+            "sample_id": f"a-{i}",
+            "prompt_id": "a",
+            "ground_truth": "x+1",
+            "response": "+" * (i % 2),
+            "finish_reason": "stop",
+        }
+        for i in range(num_rows)
+    ]
+    return pa.Table.from_pylist(rows, SCHEMAS["rollouts"])
+
+
+def samples(*verdicts: str) -> pa.Table:
+    return judging.append_verdicts(rollouts(len(verdicts)), [Verdict(v, 0.0, "\x1b[2J5") for v in verdicts])
+
+
+def test_samples_are_rollouts_with_verdicts_in_their_order() -> None:
+    judged = judging.to_samples(rollouts(), Broken("honest"))  # type: ignore[arg-type]
+    assert judged.schema.names == SCHEMAS["samples"].names
+    assert judged["verdict"].to_pylist() == ["incorrect", "correct", "incorrect"]
+    assert judged["reward"].to_pylist() == [0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("way", ["always wrong", "always right", "shifted"])
+def test_a_broken_verifier_is_found_out_by_its_probes(way: str) -> None:
+    with pytest.raises(RuntimeError, match="probes"):
+        judging.to_samples(rollouts(), Broken(way))  # type: ignore[arg-type]
+
+
+def test_too_many_failures_of_the_verifier_stop_the_stage_with_examples() -> None:
+    shards = [samples("correct", "timeout"), samples("incorrect", "bad_gold")]
+    with pytest.raises(UserError, match=r"failed on 1 of 4 responses .*a-1: timeout on '\\x1b\[2J5' for 'x\+1'"):
+        judging.check_failures(shards, 0.2)
+    counts = judging.check_failures(shards, 0.25)
+    assert judging.summary(counts) == "4 in: 1 correct, 1 incorrect, 1 timeout, 1 bad_gold"
+
+
+def write(path: Path, *rows: Any) -> Path:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return path
+
+
+def test_a_file_of_responses_becomes_rollouts(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "mine.jsonl",
+        {"problem": "2+2", "gold": 4, "responses": ["a", "b\ud800"], "finish_reasons": ["stop", "length"]},
+        "",
+        {"problem": "2+3", "gold": "5", "responses": [], "reference_correct": []},
+        {
+            "problem": "2+2",
+            "gold": "4",
+            "responses": ["c"],
+            "reference_correct": [True],
+            "reference_predictions": ["4"],
+        },
+    )
+    loaded = response_files.read(path)
+    identifier = response_files.prompt_id("mine", "2+2")
+    assert loaded.rollouts.schema.equals(SCHEMAS["rollouts"])
+    assert loaded.rollouts["sample_id"].to_pylist() == [f"{identifier}-{i}" for i in range(3)]
+    assert loaded.rollouts["response"].to_pylist() == ["a", "b\ufffd\ufffd\ufffd", "c"]
+    assert loaded.rollouts["finish_reason"].to_pylist() == ["stop", "length", "stop"]
+    assert loaded.rollouts["ground_truth"].to_pylist() == ["4", "4", "4"]
+    assert loaded.rollouts["response_token_ids"].to_pylist() == [[], [], []]
+    assert loaded.references == [None, None, response_files.Reference(True, "4")]
+
+
+GOOD = {"problem": "p", "gold": "5", "responses": ["r"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{", "line 2 is not JSON"),
+        ("[1]", "line 2 lacks problem, gold, responses"),
+        ({"problem": "q", "responses": []}, "line 2 lacks gold"),
+        ({**GOOD, "problem": 5}, "line 2: 'problem' is int"),
+        ({**GOOD, "responses": "r"}, "line 2: 'responses' is not a list"),
+        ({**GOOD, "responses": [None]}, "line 2: 'responses' is not a list of texts"),
+        ({**GOOD, "gold": "6"}, "line 2: the same problem has the gold answer '5'"),
+        ({**GOOD, "finish_reasons": ["eos"]}, "line 2: 'finish_reasons' must hold one of stop, length"),
+        ({**GOOD, "finish_reasons": []}, None),
+        ({**GOOD, "reference_correct": []}, "line 2: 'reference_correct'"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, row: Any, message: str | None) -> None:
+    path = write(tmp_path / "mine.jsonl", GOOD, row)
+    if message is None:
+        assert len(response_files.read(path).rollouts) == 2
+        return
+    with pytest.raises(UserError, match=message):
+        response_files.read(path)
+
+
+def test_a_missing_or_empty_file_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        response_files.read(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match="holds no responses"):
+        response_files.read(write(tmp_path / "empty.jsonl", ""))

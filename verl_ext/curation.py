@@ -1,0 +1,215 @@
+"""Curation: which samples are trained on. Rejection sampling, preference pairs, and demonstrations as positives.
+
+Pure functions on Arrow tables. Every row that is read is either kept or counted under exactly one reason, and the
+counts are checked to add up. What is kept does not depend on the order of the rows: where a choice has to be made, it
+falls on the smallest hash of (seed, sample id). Token ids stay in Arrow buffers; only demonstrations, which have to be
+tokenised, pass through Python lists, some rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from verl_ext import sieve
+from verl_ext.artifacts import SCHEMAS
+from verl_ext.errors import UserError
+from verl_ext.sieve import Mask, Report, Sieve, describe
+
+ABOUT_THE_MODEL = ("correct", "incorrect", "no_answer", "unparseable")
+_BATCH_ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitness:
+    """What a sequence must be to be trained on, whatever its verdict."""
+
+    max_prompt_length: int | None = None  # tokens
+    max_response_length: int | None = None  # tokens, EOS included
+    eos_token_ids: Collection[int] | None = None  # None: a response that was not cut off is taken to end in EOS
+
+
+ANY = Fitness()
+
+
+def select_positives(
+    samples: pa.Table,
+    *,
+    max_per_prompt: int | None = None,
+    deduplicate: bool = True,
+    seed: int = 0,
+    fitness: Fitness = ANY,
+) -> tuple[pa.Table, Report]:
+    """Rejection sampling: correct, complete, distinct responses, at most `max_per_prompt` of each prompt.
+
+    `quality` is the prompt's pass rate: its correct samples over all its samples with a verdict about the model.
+    Returns a `positives` table in the order of `samples`, and the report. Raises UserError if nothing is left.
+    """
+    rows = _Rows(samples, seed)
+    for verdict in sorted(set(rows.verdicts) - {"correct"}):
+        rows.sieve.drop(verdict, rows.verdicts == verdict)
+    rows.drop_unfit(fitness, may_be_truncated=np.zeros(len(samples), dtype=bool))
+    if deduplicate:
+        rows.drop_duplicates()
+    if max_per_prompt is not None:
+        rows.sieve.drop(
+            "above max_per_prompt", sieve.is_above(rows.prompts, rows.ranks, rows.sieve.alive, max_per_prompt)
+        )
+    report = rows.sieve.finish()
+    if not report["kept"]:
+        raise UserError(
+            f"No sample is left to train on: {describe(report)}. Sample more or from a stronger policy "
+            "(rollout.n, model.path), look at the verdicts, or raise the length limits."
+        )
+    positives = samples.select(SCHEMAS["positives"].names[:-1]).filter(pa.array(rows.sieve.alive))
+    quality = rows.pass_rates()[rows.prompts[rows.sieve.alive]]
+    return positives.append_column("quality", pa.array(quality)).cast(SCHEMAS["positives"]), report
+
+
+def select_pairs(
+    samples: pa.Table, *, max_pairs_per_prompt: int = 1, seed: int = 0, fitness: Fitness = ANY
+) -> tuple[pa.Table, Report]:
+    """Preference pairs within prompts: a correct, complete response over one whose answer is wrong or missing.
+
+    Failures of the verifier are neither: they say nothing about the response. A rejected response may have been cut
+    off. A response is used once at most. The report counts responses, so `kept` is twice the number of pairs. Returns
+    a `pairs` table ordered by prompt, which may be empty.
+    """
+    rows = _Rows(samples, seed)
+    for verdict in sorted(set(rows.verdicts) - set(ABOUT_THE_MODEL)):
+        rows.sieve.drop(verdict, rows.verdicts == verdict)
+    is_correct = rows.verdicts == "correct"
+    rows.drop_unfit(fitness, may_be_truncated=~is_correct)
+    rows.drop_duplicates()
+    alive, prompts = rows.sieve.alive.copy(), rows.prompts
+    num_prompts = prompts.max(initial=-1) + 1
+    num_chosen, num_rejected = (
+        np.bincount(prompts[alive & side], minlength=num_prompts) for side in (is_correct, ~is_correct)
+    )
+    num_pairs = np.minimum(num_chosen, num_rejected).clip(max=max_pairs_per_prompt)
+    sides = []
+    for side in (is_correct, ~is_correct):
+        found = np.flatnonzero(alive & side)
+        found = found[np.lexsort((rows.ranks[found], prompts[found]))]
+        sides.append(found[sieve.positions(prompts[found]) < num_pairs[prompts[found]]])
+    chosen, rejected = sides
+    is_single = np.ones(len(samples), dtype=bool)
+    is_single[chosen] = is_single[rejected] = False
+    rows.sieve.drop("without a partner", is_single)
+    columns = [samples[name].take(pa.array(chosen)) for name in ("prompt_id", "prompt_token_ids")]
+    for name in ("response_token_ids", "sample_id"):
+        columns += [samples[name].take(pa.array(side)) for side in (chosen, rejected)]
+    return pa.table(columns, names=SCHEMAS["pairs"].names).cast(SCHEMAS["pairs"]), rows.sieve.finish()
+
+
+class _Rows:
+    """The short columns of a samples table, and a sieve for its rows."""
+
+    def __init__(self, samples: pa.Table, seed: int):
+        self.samples = samples
+        self.sieve = Sieve(len(samples))
+        sample_ids = sieve.strings(samples, "sample_id")
+        sieve.require_unique(sample_ids)
+        self.verdicts = sieve.strings(samples, "verdict")
+        self.prompts = sieve.codes(sieve.strings(samples, "prompt_id"))
+        self.ranks = sieve.ranks(sample_ids, seed)
+
+    def drop_unfit(self, fitness: Fitness, may_be_truncated: Mask) -> None:
+        """Drop what cannot be trained on, by the first reason that applies."""
+        is_truncated = sieve.strings(self.samples, "finish_reason") == "length"
+        prompt_length, length = (self._lengths(name) for name in ("prompt_token_ids", "response_token_ids"))
+        blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(self.samples["response"])), 0)
+        self.sieve.drop("truncated", is_truncated & ~may_be_truncated)
+        self.sieve.drop("empty response", blank.to_numpy(zero_copy_only=False).astype(bool))
+        self.sieve.drop("no token ids", (prompt_length == 0) | (length == 0))
+        if fitness.eos_token_ids is not None:
+            ends = np.isin(sieve.last_tokens(self.samples["response_token_ids"]), list(fitness.eos_token_ids))
+            self.sieve.drop("does not end in EOS", ~ends & ~is_truncated)
+        if fitness.max_prompt_length is not None:
+            self.sieve.drop("prompt too long", prompt_length > fitness.max_prompt_length)
+        if fitness.max_response_length is not None:
+            self.sieve.drop("response too long", length > fitness.max_response_length)
+
+    def drop_duplicates(self) -> None:
+        """Keep one of the equal responses to a prompt."""
+        contents = sieve.token_hashes(self.samples["response_token_ids"])
+        self.sieve.drop("duplicate", sieve.is_repeated(self.prompts, contents, self.ranks, self.sieve.alive))
+
+    def pass_rates(self) -> Any:
+        """Share of correct samples by prompt number, over samples with a verdict about the model."""
+        num_prompts = self.prompts.max(initial=-1) + 1
+        num_correct = np.bincount(self.prompts[self.verdicts == "correct"], minlength=num_prompts)
+        num_judged = np.bincount(self.prompts[np.isin(self.verdicts, ABOUT_THE_MODEL)], minlength=num_prompts)
+        return num_correct / num_judged.clip(min=1)
+
+    def _lengths(self, column: str) -> Any:
+        return pc.fill_null(pc.list_value_length(self.samples[column]), 0).to_numpy(zero_copy_only=False)
+
+
+def demonstrations_to_positives(
+    prompts: pa.Table,
+    encode_prompt: Callable[[Sequence[dict[str, str]]], list[int]],
+    encode_response: Callable[[str], list[int]],
+    *,
+    fitness: Fitness = ANY,
+) -> tuple[pa.Table, Report]:
+    """Worked solutions as positives of quality 1, without behavior_log_probs: nobody sampled them.
+
+    `encode_prompt` and `encode_response` come from `prompting`, with a tokenizer; the response ends in EOS. A row whose
+    text they refuse (UserError: it spells a special token) is dropped. Raises UserError if nothing is left.
+    """
+    report: Report = OrderedDict(read=len(prompts))
+    report |= dict.fromkeys(("no solution", "special token in text", "prompt too long", "response too long"), 0)
+    tables = [SCHEMAS["positives"].empty_table()]
+    for batch in prompts.select(["prompt_id", "prompt", "extra_info"]).to_batches(max_chunksize=_BATCH_ROWS):
+        rows: list[dict[str, Any]] = []
+        for row in batch.to_pylist():
+            encoded = _encode_demonstration(row, encode_prompt, encode_response, fitness)
+            if isinstance(encoded, str):
+                report[encoded] += 1
+            else:
+                rows.append(encoded)
+        tables.append(pa.Table.from_pylist(rows, SCHEMAS["positives"]))
+    positives = pa.concat_tables(tables)
+    report["kept"] = len(positives)
+    sieve.check_report(report)
+    if not len(positives):
+        raise UserError(
+            f"No demonstration is left to train on: {describe(report)}. Prepare a split with worked solutions, or "
+            "raise model.max_prompt_length and model.max_response_length."
+        )
+    return positives, report
+
+
+def _encode_demonstration(
+    row: dict[str, Any],
+    encode_prompt: Callable[[Sequence[dict[str, str]]], list[int]],
+    encode_response: Callable[[str], list[int]],
+    fitness: Fitness,
+) -> dict[str, Any] | str:
+    """A row of positives, or the reason why there is none."""
+    solution = row["extra_info"]["solution"]
+    if not (solution and solution.strip()):
+        return "no solution"
+    try:
+        prompt_tokens, response_tokens = encode_prompt(row["prompt"]), encode_response(solution)
+    except UserError:
+        return "special token in text"
+    if fitness.max_prompt_length is not None and len(prompt_tokens) > fitness.max_prompt_length:
+        return "prompt too long"
+    if fitness.max_response_length is not None and len(response_tokens) > fitness.max_response_length:
+        return "response too long"
+    return {
+        "sample_id": f"{row['prompt_id']}-demonstration",
+        "prompt_id": row["prompt_id"],
+        "prompt_token_ids": prompt_tokens,
+        "response_token_ids": response_tokens,
+        "behavior_log_probs": None,
+        "quality": 1.0,
+    }
