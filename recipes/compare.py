@@ -72,6 +72,7 @@ def plan(config: Config) -> list[Cell]:
             train = compose.replace(
                 config.train, {**rate, **row.train, "seed": seed}, f"experiment.rows.{row.name}.train"
             )
+            train.check(_num_ranks(config))
             cells.append(Cell(row=row, seed=seed, method=loaded["name"], params=params, train=train))
     return cells
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from verl_ext.judging import to_samples
 
 from recipes.rollout import sampling_lineage
 from verl_ext import artifacts, compose, sampling
@@ -23,6 +22,7 @@ from verl_ext.checkpoints import PROBE
 from verl_ext.config import Config
 from verl_ext.console import Progress
 from verl_ext.errors import UserError
+from verl_ext.judging import to_samples
 from verl_ext.layout import RunLayout
 from verl_ext.verifier import Verifier
 

@@ -15,13 +15,13 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
 
 from verl_ext import artifacts, compose, prompting, sources
-from verl_ext.config import Config, SourceConfig
+from verl_ext.config import Config, DataConfig, SourceConfig
 from verl_ext.embedded import problems
 from verl_ext.errors import UserError, nearest
 from verl_ext.layout import RunLayout
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 HELD_OUT_SPLITS = ("validation",)
 SOLUTION_SPLITS = ("demonstrations", "pretraining")  # trained on as they are: they need a solution, not an answer
+_CHECKED_GOLDS = 2000  # of a split: its gold answers select samples, a benchmark's are the result
 _SHOWN_GOLDS = 5
 
 
@@ -81,12 +82,13 @@ def _write(task: _Task, loaded: Mapping[str, ProblemSet], template: str) -> Repo
     if not rows:
         raise UserError(f"Nothing of '{task.name}' is left: {dict(+dropped)}. Give it problems that are not held out.")
     artifacts.write(task.path, "prompts", _table(task, rows, template), task.lineage)
+    golds = [row.answer for row in rows if row.answer is not None]
     report = Report(
         path=task.path,
         num_read=read.num_read,
         num_kept=len(rows),
         dropped=+dropped,
-        bad_golds=tuple(find_bad_golds([row.answer for row in rows if row.answer is not None])),
+        bad_golds=tuple(find_bad_golds(golds[:_CHECKED_GOLDS] if task.held_out else golds)),
     )
     _log(task.name, report)
     return report
@@ -146,7 +148,7 @@ def prompt_id(data_source: str, problem: str) -> str:
 
 def _plan(config: Config) -> list[_Task]:
     """What there is to write; raises UserError for names that are unknown or given twice, and for missing files."""
-    layout, data = RunLayout.of(config.run_dir), config.data
+    layout, data = RunLayout.of(config.run_dir), _limited(config)
     if shared := sorted(data.splits.keys() & data.benchmarks.keys()):
         raise UserError(f"{shared} name both a split and a benchmark. Rename one of each.")
     known = [*data.benchmarks, *data.splits]
@@ -166,6 +168,18 @@ def _plan(config: Config) -> list[_Task]:
             others = data.benchmarks if name in HELD_OUT_SPLITS else held_out
             tasks.append(_task(config, name, _source_name(source), source, layout.prompts(name), others))
     return tasks
+
+
+def _limited(config: Config) -> DataConfig:
+    """The data with no source larger than `prepare.limit`."""
+    most = config.prepare.limit
+    if most is None:
+        return config.data
+
+    def limit(sources: Mapping[str, SourceConfig]) -> dict[str, SourceConfig]:
+        return {name: replace(source, limit=min(source.limit or most, most)) for name, source in sources.items()}
+
+    return DataConfig(splits=limit(config.data.splits), benchmarks=limit(config.data.benchmarks))
 
 
 def _task(

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from verl_ext.errors import UserError
 from verl_ext.losses.base import Normalizer
 
 _STRICT = ConfigDict(extra="forbid")
@@ -102,6 +103,7 @@ class PrepareConfig:
     """Problems to prompts."""
 
     only: list[str] | None = None  # names of splits and benchmarks; None: all of `data`
+    limit: PositiveInt | None = None  # problems of each source, beside its own limit
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -168,6 +170,24 @@ class TrainConfig:
     keep_last: Annotated[int, Field(ge=2)] = 2  # resumable checkpoints that stay on disk
     max_skipped_steps: NonNegativeInt = 3  # in a row, for a non-finite gradient, before the run stops
     seed: int = 0
+
+    def check(self, num_ranks: int) -> None:
+        """Raise UserError for settings that contradict each other or the number of ranks."""
+        if self.batch_size % num_ranks:
+            raise UserError(
+                f"train.batch_size={self.batch_size} cannot be divided evenly among {num_ranks} ranks. "
+                f"Use a multiple of {num_ranks}, or another cluster.ranks_per_node."
+            )
+        if (self.micro_batch_size is None) == (self.max_tokens_per_micro_batch is None):
+            raise UserError(
+                "Set exactly one of train.micro_batch_size (fixed, in data order) and train.max_tokens_per_micro_batch "
+                f"(dynamic); they are {self.micro_batch_size} and {self.max_tokens_per_micro_batch}."
+            )
+        if self.normalizer in ("paper_v1", "micro_token_mean") and self.micro_batch_size is None:
+            raise UserError(
+                f"train.normalizer={self.normalizer} means something only for fixed micro-batches. Set "
+                "train.micro_batch_size (the paper's is 4) and train.max_tokens_per_micro_batch=null."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

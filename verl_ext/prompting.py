@@ -145,8 +145,10 @@ def encode_prompt(tokenizer: Any, prompt: Sequence[Mapping[str, str]]) -> list[i
 def encode_response(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a response, ended by the end-of-sequence token.
 
-    A special token's text in the response is tokenised as plain text, so the sequence ends exactly once.
+    A special token's text in the response is tokenised as plain text, so the sequence ends exactly once. A lone
+    surrogate, which no tokenizer accepts, becomes the replacement character.
     """
+    text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
     ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     special = set(tokenizer.added_tokens_decoder) & set(tokenizer.all_special_ids)
     if special & set(ids):

@@ -28,6 +28,7 @@ SOLUTION_COLUMNS = ("solution", "messages")
 DEFAULT_EMBEDDED_COUNT = 1000
 _GSM8K_MARK = "####"
 _SPECIAL_TOKEN = re.compile(r"<[|｜][^<>|｜\s]{1,40}[|｜]>")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # a lone one: JSON can spell it, UTF-8 cannot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +152,8 @@ def _reason_to_drop(row: ProblemRow, seen: set[str], needs_solution: bool) -> st
         return "duplicate"
     if _SPECIAL_TOKEN.search(row.problem):
         return "special-token text"
+    if any(_SURROGATE.search(text or "") for text in (row.problem, row.answer, row.solution)):
+        return "not Unicode"
     return None
 
 
@@ -187,8 +190,8 @@ def _parse_row(index: int, row: Mapping[str, Any], columns: _Columns) -> Problem
     problem = row.get(columns.problem)
     solution = _solution_text(row.get(columns.solution)) if columns.solution else None
     value = row.get(columns.answer) if columns.answer else None
-    if isinstance(value, str) and _GSM8K_MARK in value and solution is None:
-        solution = value
+    if isinstance(value, str) and solution is None and (_GSM8K_MARK in value or "\\boxed" in value):
+        solution = value.strip()
     return ProblemRow(
         index=index,
         problem=problem.strip() if isinstance(problem, str) else "",
@@ -210,7 +213,8 @@ def _solution_text(value: Any) -> str | None:
 def gold_answer(value: Any) -> str | None:
     """The gold answer that an answer column holds as text, or None where it holds none.
 
-    27.0 and 27 are `27`; `text #### 1,234` is `1,234`; a list of answers is joined; dollar signs around it are dropped.
+    27.0 and 27 are `27`; what follows `####` or stands in the last box counts; a list of answers is joined; dollar
+    signs around the whole are dropped.
     """
     if isinstance(value, bool) or value is None:
         return None
@@ -222,4 +226,6 @@ def gold_answer(value: Any) -> str | None:
         answers = [gold_answer(item) for item in value]
         return ", ".join(answer for answer in answers if answer) or None
     text = str(value).rpartition(_GSM8K_MARK)[2].strip()
+    if "\\boxed" in text:
+        return extract(text)
     return text.strip("$").strip() or None

@@ -79,31 +79,16 @@ def validate(run: TrainingRun) -> PositivesDataset:
     method.params(**run.params)
     if method.data != "positives":
         raise UserError(f"Method '{run.method}' trains on {method.data}, which train cannot feed it yet.")
-    train = run.train
-    if train.batch_size % run.num_ranks:
-        raise UserError(
-            f"train.batch_size={train.batch_size} cannot be divided evenly among {run.num_ranks} ranks. "
-            f"Use a multiple of {run.num_ranks}, or another cluster.ranks_per_node."
-        )
-    if (train.micro_batch_size is None) == (train.max_tokens_per_micro_batch is None):
-        raise UserError(
-            "Set exactly one of train.micro_batch_size (fixed, in data order) and train.max_tokens_per_micro_batch "
-            f"(dynamic); they are {train.micro_batch_size} and {train.max_tokens_per_micro_batch}."
-        )
-    if train.normalizer in ("paper_v1", "micro_token_mean") and train.micro_batch_size is None:
-        raise UserError(
-            f"train.normalizer={train.normalizer} means something only for fixed micro-batches. Set "
-            "train.micro_batch_size (the paper's is 4) and train.max_tokens_per_micro_batch=null."
-        )
+    run.train.check(run.num_ranks)
     dataset = PositivesDataset(artifacts.read(run.data, "positives"))
     vocab_size = json.loads((Path(run.model.path) / "config.json").read_text())["vocab_size"]
     dataset.check(run.model.max_prompt_length, run.model.max_response_length, vocab_size)
-    if len(dataset) < train.batch_size:
+    if len(dataset) < run.train.batch_size:
         logger.warning(
             "%s has %d rows, fewer than a batch of %d: rows repeat within a step",
             run.data,
             len(dataset),
-            train.batch_size,
+            run.train.batch_size,
         )
     return dataset
 
