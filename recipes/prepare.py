@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ import pyarrow as pa
 
 from verl_ext import artifacts, compose, prompting, sources
 from verl_ext.config import Config, DataConfig, SourceConfig
-from verl_ext.embedded import problems
+from verl_ext.embedded import policy, problems
 from verl_ext.errors import UserError, nearest
 from verl_ext.layout import RunLayout
 from verl_ext.sources import ProblemRow, ProblemSet
@@ -225,31 +224,10 @@ def _source_name(source: SourceConfig) -> str:
 
 
 def initial_policy(config: Config, layout: RunLayout) -> Path:
-    """What pretraining starts from: `model.path`, or where that is empty the tiny policy, drawn from the seed.
-
-    Raises UserError where one was drawn from another seed before, and overwrite is false.
-    """
+    """What pretraining starts from: `model.path`, or where that is empty the tiny policy, drawn from `config.seed`."""
     if config.model.path:
         return Path(config.model.path)
-    from verl_ext.embedded import policy
-
-    path = layout.run_dir / "initial"
-    note = path / "seed.txt"
-    if note.exists() and not config.overwrite:
-        if note.read_text(encoding="utf-8").strip() == str(config.seed):
-            return path
-        raise UserError(
-            f"'{path}' was drawn from another seed than seed={config.seed}. Choose another run_dir, or pass "
-            "overwrite=true to replace it."
-        )
-    temporary = layout.run_dir / ".initial.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    policy.initialize(temporary, config.seed)
-    (temporary / note.name).write_text(f"{config.seed}\n", encoding="utf-8")
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)
-    logger.info("prepare: tiny policy drawn from seed %d in %s", config.seed, path)
-    return path
+    return policy.initialize_once(layout.run_dir / "initial", config.seed, config.overwrite)
 
 
 def run(config: Config) -> None:

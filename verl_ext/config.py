@@ -93,6 +93,7 @@ class SamplerConfig:
     dtype: Literal["float32", "bfloat16", "auto"] = "auto"
     gpu_memory_utilization: Fraction = 0.85
     kv_cache_gib: PositiveFloat = 1.0  # on a CPU
+    threads: PositiveInt | None = None  # OpenMP threads of an engine on a CPU; None: all cores
     max_num_seqs: PositiveInt = 256
     max_num_batched_tokens: PositiveInt = 8192
     enforce_eager: bool = False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +102,8 @@ class Sampler:
         from verl_ext.platform import patches
 
         if self._on_cpu:
-            patches.answer_vllm_version()
-            _set_threads()
+            patches.install()
+            _set_threads(self._config.threads or os.cpu_count() or 1)
         from vllm import LLM
 
         model, config = self._model, self._config
@@ -172,12 +173,10 @@ class Sampler:
         ]
 
 
-def _set_threads() -> None:
-    """Ray gives an actor one OpenMP thread; the engine may use every core, and pins none of them."""
-    import os
-
+def _set_threads(count: int) -> None:
+    """Ray gives an actor one OpenMP thread; the engine gets `count`, and pins none of them to a core."""
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    os.environ["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
+    os.environ["OMP_NUM_THREADS"] = str(count)
 
 
 def _architecture(path: str) -> dict[str, Any]:

@@ -50,8 +50,8 @@ class Verdict:
     """What became of one pair."""
 
     verdict: str  # one of VERDICTS
-    seconds: float  # CPU time of the comparison; equal answers share one
     prediction: str | None  # what the final box holds, at most MAX_ANSWER_CHARS characters
+    seconds: float  # CPU time of the comparison; equal answers share one
 
     @property
     def reward(self) -> float:
@@ -98,10 +98,7 @@ class Verifier:
         if len(self._memo) > _MAX_REMEMBERED:
             self._memo = {}
         self._memo.update({key: outcomes[key] for key in requests if outcomes[key][0] not in FAILURES})
-        return [
-            Verdict(*(outcomes[r.key] if r.verdict is None else (r.verdict, 0.0)), prediction=r.prediction)
-            for r in readings
-        ]
+        return [reading.conclude(outcomes) for reading in readings]
 
     def _settle(self, requests: Sequence[Request]) -> None:
         """Have the requests judged by as many processes as are free, at least one."""
@@ -139,6 +136,11 @@ class _Reading:
     prediction: str | None
     verdict: str | None
     key: _Key = ("", None)
+
+    def conclude(self, outcomes: dict[_Key, tuple[str, float]]) -> Verdict:
+        """The verdict, looked up by what was compared where the text rules did not settle it."""
+        verdict, seconds = outcomes[self.key] if self.verdict is None else (self.verdict, 0.0)
+        return Verdict(verdict, self.prediction, seconds)
 
 
 def _printable(text: str) -> str:

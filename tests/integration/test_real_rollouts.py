@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from verl_ext import artifacts, cluster
 from verl_ext.config import ClusterConfig, Config, VerifyConfig
 from verl_ext.embedded import policy
 from verl_ext.verifier import Verifier
+
+pytestmark = pytest.mark.integration
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY / "../shared/data"
@@ -96,18 +97,18 @@ def test_verify_again_does_nothing_and_with_other_limits_is_refused(verified: tu
 def test_a_killed_verify_continues_with_the_same_result(tmp_path: Path, verified: tuple[list[str], Path, str]) -> None:
     arguments, path, _ = verified
     output = tmp_path / "samples.parquet"
-    changed = [argument for argument in arguments if not argument.startswith("verify.output")]
-    command = [sys.executable, "-m", "recipes.verify", *changed, f"verify.output={output}"]
+    kept_arguments = [argument for argument in arguments if not argument.startswith(("verify.output", "verify.shard_"))]
+    changed = [*kept_arguments, f"verify.output={output}", "verify.shard_size=10"]
+    command = [sys.executable, "-m", "recipes.verify", *changed]
     process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".*/shard-000000.parquet")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (shard,) = tmp_path.glob(".*/shard-000000.parquet")
-    kept = shard.stat().st_mtime_ns if not output.exists() else None
-    assert kept is not None, "the run was over before it could be killed"
-    assert recipe("verify", *changed, f"verify.output={output}").returncode == 0
+    assert not output.exists(), "the run was over before it could be killed"
+    assert recipe("verify", *changed).returncode == 0
+    assert not list(tmp_path.glob(".*/shard-*"))
     columns = ["sample_id", "verdict", "prediction", "reward", "response_token_ids"]
     assert artifacts.read(output, "samples", columns).equals(artifacts.read(path, "samples", columns))
 
@@ -145,6 +146,7 @@ def test_curate_names_the_remedy_when_nothing_fits(tmp_path: Path, verified: tup
     assert not list(tmp_path.rglob("*.parquet"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HOSTILE.exists(), reason=f"{HOSTILE.name} is not beside the repository")
 def test_no_hostile_answer_is_scored_correct_that_must_not_be() -> None:
     rows = [json.loads(line) for line in HOSTILE.read_text().splitlines()]
@@ -162,19 +164,23 @@ PAIRS = [(r"\boxed{x+1}", "1+x"), (r"\boxed{x+2}", "1+x"), ("x", "1+x"), (r"\box
 EXPECTED = ["correct", "incorrect", "no_answer", "correct"]
 
 
-class _Blocking:
-    def judge(self, pairs: list[tuple[str, str]]) -> list[str]:
-        from verl_ext import verifier
+def actor_class(kind: str) -> type:
+    """Classes that Ray pickles by value: its workers cannot import this file."""
 
-        return [verdict.verdict for verdict in verifier.judge(pairs)]
+    class Blocking:
+        def judge(self, pairs: list[tuple[str, str]]) -> list[str]:
+            from verl_ext import verifier
 
-    def ping(self) -> int:
-        return os.getpid()
+            return [verdict.verdict for verdict in verifier.judge(pairs)]
 
+        def ping(self) -> bool:
+            return True
 
-class _Async(_Blocking):
-    async def judge(self, pairs: list[tuple[str, str]]) -> list[str]:  # type: ignore[override]
-        return await asyncio.get_running_loop().run_in_executor(None, super().judge, pairs)
+    class Async(Blocking):
+        async def judge(self, pairs: list[tuple[str, str]]) -> list[str]:  # type: ignore[override]
+            return await asyncio.get_running_loop().run_in_executor(None, super().judge, pairs)
+
+    return Async if kind == "async" else Blocking
 
 
 @pytest.fixture(scope="module")
@@ -187,11 +193,11 @@ def ray() -> Any:
 
 @pytest.mark.parametrize("kind", ["sync", "threaded", "async"])
 def test_the_verifier_works_in_actors_of_every_kind(ray: Any, kind: str) -> None:
-    actor = ray.remote(_Async if kind == "async" else _Blocking)
-    actor = actor.options(num_cpus=0, max_concurrency=1 if kind == "sync" else 4).remote()
+    actor_type = ray.remote(actor_class(kind))
+    actor = actor_type.options(num_cpus=0, max_concurrency=1 if kind == "sync" else 4).remote()
     calls = [actor.judge.remote(PAIRS) for _ in range(6)]
     assert ray.get(calls, timeout=120) == [EXPECTED] * 6
-    assert ray.get(actor.ping.remote(), timeout=10) > 0
+    assert ray.get(actor.ping.remote(), timeout=10)
     ray.kill(actor)
 
 
@@ -212,3 +218,34 @@ def test_the_ray_backend_gives_the_same_samples_as_the_local_one(ray: Any, tmp_p
         tables.append(artifacts.read(path, "samples").drop_columns(["verdict_seconds"]))
     assert tables[0].equals(tables[1])
     assert tables[0]["verdict"].to_pylist() == ["correct", "incorrect", "no_answer"] * 30
+
+
+def test_demonstrations_become_positives_in_the_models_own_tokens(tmp_path: Path, tokenizer_dir: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    for index, solution in enumerate(["3+4=7. \\boxed{7}", None, "a long one " * 50]):
+        problem = f"{index}+4?"
+        rows.append(
+            {
+                "prompt_id": f"p{index}",
+                "data_source": "test",
+                "prompt": [{"role": "user", "content": problem}],
+                "reward_model": {"style": "rule", "ground_truth": "7"},
+                "extra_info": {"split": "train", "index": index, "problem": problem, "solution": solution},
+            }
+        )
+    prompts = pa.Table.from_pylist(rows, artifacts.SCHEMAS["prompts"])
+    artifacts.write(tmp_path / "prompts/demonstrations.parquet", "prompts", prompts, artifacts.make_lineage("test", {}))
+    arguments = [f"run_dir={tmp_path}", "curate.source=demonstrations", f"model.path={tokenizer_dir}"]
+    run = recipe("curate", *arguments, "model.max_response_length=64")
+    assert run.returncode == 0, run.stderr
+    path = tmp_path / "positives/demonstrations.parquet"
+    (positive,) = artifacts.read(path, "positives").to_pylist()
+    assert positive["behavior_log_probs"] is None and positive["quality"] == 1.0
+    report = json.loads((tmp_path / "positives/demonstrations.report.json").read_text())
+    assert {name: count for name, count in report.items() if count} == {
+        "read": 3, "no solution": 1, "response too long": 1, "kept": 1,
+    }  # fmt: skip
+    again = recipe("curate", *arguments, "model.max_response_length=64")
+    assert "skipped" in again.stderr
+    refused = recipe("curate", *arguments, "curate.pairs_output=pairs.parquet")
+    assert refused.returncode == 2 and "make no pairs" in refused.stderr

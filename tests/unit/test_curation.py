@@ -158,7 +158,7 @@ def build(rows: list[tuple[str, str, str, list[int]]]) -> list[dict[str, Any]]:
 
 @settings(max_examples=60, deadline=None)
 @given(ROWS, st.none() | st.integers(1, 3), st.booleans(), st.integers(0, 3), st.randoms(use_true_random=False))
-def test_positives_add_up_keep_to_their_caps_and_ignore_the_order(rows, cap, deduplicate, seed, random) -> None:  # type: ignore[no-untyped-def]
+def test_positives_add_up_keep_to_their_caps_and_ignore_the_order(rows, cap, deduplicate, seed, random) -> None:
     built = build(rows)
     options = {"max_per_prompt": cap, "deduplicate": deduplicate, "seed": seed, "fitness": Fitness(eos_token_ids=[0])}
     try:
@@ -187,7 +187,7 @@ def test_positives_add_up_keep_to_their_caps_and_ignore_the_order(rows, cap, ded
 
 @settings(max_examples=60, deadline=None)
 @given(ROWS, st.integers(1, 3), st.integers(0, 3), st.randoms(use_true_random=False))
-def test_pairs_add_up_keep_to_their_caps_and_ignore_the_order(rows, cap, seed, random) -> None:  # type: ignore[no-untyped-def]
+def test_pairs_add_up_keep_to_their_caps_and_ignore_the_order(rows, cap, seed, random) -> None:
     built = build(rows)
     pairs, report = select_pairs(table(built), max_pairs_per_prompt=cap, seed=seed)
     check_report(report)

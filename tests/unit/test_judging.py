@@ -25,11 +25,11 @@ class Broken:
         self.way = way
 
     def judge(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
-        honest = [Verdict("correct" if "+" in response else "incorrect", 0.0, "p") for response, _ in pairs]
+        honest = [Verdict("correct" if "+" in response else "incorrect", "p", 0.0) for response, _ in pairs]
         if self.way == "always wrong":
-            return [Verdict("incorrect", 0.0, "p")] * len(honest)
+            return [Verdict("incorrect", "p", 0.0)] * len(honest)
         if self.way == "always right":
-            return [Verdict("correct", 0.0, "p")] * len(honest)
+            return [Verdict("correct", "p", 0.0)] * len(honest)
         return honest[1:] + honest[:1] if self.way == "shifted" else honest
 
 
@@ -48,7 +48,7 @@ def rollouts(num_rows: int = 3) -> pa.Table:
 
 
 def samples(*verdicts: str) -> pa.Table:
-    return judging.append_verdicts(rollouts(len(verdicts)), [Verdict(v, 0.0, "\x1b[2J5") for v in verdicts])
+    return judging.append_verdicts(rollouts(len(verdicts)), [Verdict(v, "\x1b[2J5", 0.0) for v in verdicts])
 
 
 def test_samples_are_rollouts_with_verdicts_in_their_order() -> None:

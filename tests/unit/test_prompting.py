@@ -129,7 +129,9 @@ def test_equal_vocabularies_pass(tokenizer, directory):
 
 def test_a_larger_vocabulary_is_refused_with_both_sizes(tokenizer):
     size = len(tokenizer)
-    with pytest.raises(UserError, match=rf"\({size + 60}\) is larger than its tokenizer's \({size}\).*vocab_size to {size}"):
+    with pytest.raises(
+        UserError, match=rf"\({size + 60}\) is larger than its tokenizer's \({size}\).*vocab_size to {size}"
+    ):
         prompting.check_vocabulary(tokenizer, {"vocab_size": size + 60})
 
 

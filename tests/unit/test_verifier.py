@@ -200,13 +200,15 @@ def test_a_judge_that_is_stopped_is_replaced_after_the_wall_limit() -> None:
 
 
 def test_threads_and_coroutines_share_one_service() -> None:
+    two = Verifier(num_workers=2)
+
     def check(number: int) -> list[str]:
-        return [v.verdict for v in service.judge([(rf"\boxed{{x+{number}}}", f"{number}+x"), (r"\boxed{y}", "x")])]
+        return [v.verdict for v in two.judge([(rf"\boxed{{x+{number}}}", f"{number}+x"), (r"\boxed{y}", "x")])]
 
     async def gather() -> list[list[str]]:
-        return await asyncio.gather(*(asyncio.to_thread(check, number) for number in range(20)))
+        return await asyncio.gather(*(asyncio.to_thread(check, number) for number in range(20, 40)))
 
-    with Verifier(num_workers=2) as service:
+    with two:
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(check, range(20))) == [["correct", "incorrect"]] * 20
         assert asyncio.run(gather()) == [["correct", "incorrect"]] * 20
@@ -223,9 +225,12 @@ def test_the_module_function_works_from_a_thread_that_ends() -> None:
 
 
 def test_an_interrupted_call_leaves_no_stale_answer_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: object) -> bool:
+        raise KeyboardInterrupt
+
     with Verifier(1) as service:
         service.judge([GOOD])
-        monkeypatch.setattr("verl_ext.verifier_pool.Slot.receive", lambda self: exec("raise KeyboardInterrupt"))
+        monkeypatch.setattr("verl_ext.verifier_pool.Slot.receive", interrupt)
         with pytest.raises(KeyboardInterrupt):
             service.judge([(r"\boxed{x}", "x+1")])
         monkeypatch.undo()

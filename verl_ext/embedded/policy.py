@@ -7,19 +7,25 @@ from a seed. Everything downstream (verl, vLLM, transformers) loads the director
 from __future__ import annotations
 
 import json
+import logging
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from verl_ext.embedded.problems import generate
 from verl_ext.embedded.solutions import STYLES, solve
+from verl_ext.errors import UserError
 from verl_ext.prompting import get_template
 
+logger = logging.getLogger(__name__)
+
 END_OF_TEXT, TURN_START, TURN_END = SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-VOCABULARY_SIZE = 448
+VOCABULARY_SIZE = 472
 MAX_POSITIONS = 256
-_CORPUS_PROBLEMS = 3000
+SEED_FILE = "seed.txt"
+_CORPUS_PROBLEMS = 2000
 
 # Qwen2's own: a digit is always a piece of its own, so is a run of line ends.
 _PIECES = (
@@ -28,9 +34,9 @@ _PIECES = (
 
 
 def _corpus() -> Iterator[str]:
-    """What the policy is trained on: words that only benchmarks use stay in pieces."""
+    """Training problems and, so that their words are no longer than others, reworded ones; solutions in both styles."""
     rng = random.Random(0)
-    for problem in generate("pretraining", _CORPUS_PROBLEMS):
+    for problem in (*generate("pretraining", _CORPUS_PROBLEMS), *generate("reworded", _CORPUS_PROBLEMS // 4)):
         yield f"user\n{problem.text}\n"
         for style in STYLES:
             yield f"assistant\n{solve(problem, style, rng)}\n"
@@ -147,3 +153,26 @@ def initialize(path: Path | str, seed: int) -> None:
     model.save_pretrained(path)
     for name, text in tokenizer_files().items():
         (path / name).write_text(text, encoding="utf-8")
+
+
+def initialize_once(path: Path, seed: int, overwrite: bool = False) -> Path:
+    """Initialise the directory `path` unless it exists, whole or not at all; returns `path`.
+
+    Raises UserError where it was drawn from another seed, and `overwrite` is false.
+    """
+    note = path / SEED_FILE
+    if note.exists() and not overwrite:
+        if note.read_text(encoding="utf-8").strip() == str(seed):
+            return path
+        raise UserError(
+            f"'{path}' was drawn from another seed than {seed}. Choose another run_dir, or pass overwrite=true to "
+            "replace it."
+        )
+    temporary = path.parent / f".{path.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    initialize(temporary, seed)
+    (temporary / SEED_FILE).write_text(f"{seed}\n", encoding="utf-8")
+    shutil.rmtree(path, ignore_errors=True)
+    temporary.rename(path)
+    logger.info("tiny policy drawn from seed %d in %s", seed, path)
+    return path

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from verl_ext.embedded.problems import Problem, Step, evaluate
 from verl_ext.errors import UserError, nearest
 
+DEMONSTRATION_SHARE = 0.15  # of the `mixed` style
 _SLIPS = (-10, -2, -1, 1, 2, 10)
 
 
@@ -66,7 +67,14 @@ def _demonstration(problem: Problem, rng: random.Random, wrong: bool) -> tuple[s
     return f"{opening} {work}. {closing} $\\boxed{{{answer}}}$.", answer
 
 
+def _mixed(problem: Problem, rng: random.Random, wrong: bool) -> tuple[str, int]:
+    """What a base policy learns from: it knows how demonstrations are worded, but rarely writes so by itself."""
+    style = _demonstration if rng.random() < DEMONSTRATION_SHARE else _terse
+    return style(problem, rng, wrong)
+
+
 STYLES: dict[str, Callable[[Problem, random.Random, bool], tuple[str, int]]] = {
     "terse": _terse,
     "demonstration": _demonstration,
+    "mixed": _mixed,
 }

@@ -1,4 +1,4 @@
-"""Words of the built-in problems: names, objects, verbs and sentence frames, with a second set held out for `reworded`.
+"""Words of the built-in problems: names, objects, verbs and sentence frames; a second set is held out for `reworded`.
 
 A frame is a format string over the numbers of its kind (`a`, `b`, ...), `{n}` and `{m}` (two names), `{o}` (objects)
 and, where a number comes with a sign, `{b_gain}`-like slots that are filled with verb and number ("finds 4").
@@ -60,25 +60,10 @@ HELD_OUT = Wording(
     gains=FAMILIAR.gains,
     losses=FAMILIAR.losses,
     frames={
-        "change2": (
-            "{n} has {a} {o}, then {B} and {C}. How many {o} has {n} now?",
-            "How many {o} has {n} now? {n} has {a} {o}, {B}, {C}.",
-        ),
-        "bags2": (
-            "With {a} bags of {b} {o}, {n} {C}. How many {o} now?",
-            "How many {o} has {n} now? {n} has {a} bags of {b} {o}, {C}.",
-        ),
-        "sets2": (
-            "With {a} bags of {b} red and {c} blue {o}, how many {o} has {n}?",
-            "How many {o}? {n} has {a} bags of {b} red and {c} blue {o}.",
-        ),
-        "number2": (
-            "{n} has a number. {a} times the number {B} is {c}. What is it?",
-            "What is the number? {a} times a number {B} is {c}.",
-        ),
-        "pair2": (
-            "Of {a} {o}, {n} and {m} have all, {n} has {b} more. How many {o} has {n}?",
-            "How many {o} has {n}? {n} and {m} have {a} {o}. {n} has {b} more.",
-        ),
+        "change2": ("{n} has {a} {o}, then {B}, {C}. How many {o} now?",),
+        "bags2": ("With {a} bags of {b} {o}, {n} {C}. How many {o} now?",),
+        "sets2": ("{n} has {a} bags, {b} red and {c} blue {o} each. How many {o}?",),
+        "number2": ("{n} takes {a} times a number {B}, gets {c}. What is the number?",),
+        "pair2": ("{n} and {m} have {a} {o}, {n} has {b} more. How many {o} has {n}?",),
     },
 )

@@ -1,0 +1,176 @@
+"""Problem sets of every known layout: which column is what, gold answers, counts, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from verl_ext.config import SourceConfig
+from verl_ext.errors import UserError
+from verl_ext.sources import gold_answer, load
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "../shared/data/benchmarks"
+FIRST_AND_LAST_GOLDS = {
+    "aime24": (30, "204", "902"),
+    "aime25": (30, "468", "735"),
+    "amc23": (40, "27", "8"),
+    "gsm8k": (1319, "18", "14"),
+    "math500": (500, "\\left( 3, \\frac{\\pi}{2} \\right)", "106^\\circ"),
+    "minerva_math": (272, "1.6", "10.1"),
+    "olympiadbench": (675, "2", "11"),
+}
+ROWS = [
+    {"problem": "What is 1+1?", "answer": "2", "solution": "$1+1=2$, so \\boxed{2}."},
+    {"problem": "What is 2+2?", "answer": "4", "solution": "\\boxed{4}"},
+]
+
+
+def write_jsonl(path: Path, rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def file_source(path, **changes) -> SourceConfig:
+    return SourceConfig(source="file", path=str(path), **changes)
+
+
+@pytest.mark.parametrize("name", FIRST_AND_LAST_GOLDS)
+def test_every_problem_of_a_public_benchmark_is_kept_with_its_gold_answer(name):
+    path = BENCHMARKS / f"{name}.jsonl"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not among the shared data")
+    count, first, last = FIRST_AND_LAST_GOLDS[name]
+    loaded = load(file_source(path), name)
+    assert (loaded.num_read, len(loaded.rows), loaded.dropped) == (count, count, Counter())
+    assert (loaded.rows[0].answer, loaded.rows[-1].answer) == (first, last)
+    assert all(row.answer and "$" not in (row.answer[0], row.answer[-1]) for row in loaded.rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "gold"),
+    [
+        (27.0, "27"),
+        (0.5, "0.5"),
+        (204, "204"),
+        ("x+1", "x+1"),
+        (" $\\frac{1}{2}$ ", "\\frac{1}{2}"),
+        ("She makes 9 * 2 = <<9*2=18>>18.\n#### 1,234", "1,234"),
+        ("so we get \\boxed{5}, not \\boxed{\\frac{1}{3}}.", "\\frac{1}{3}"),
+        (["$2n-2$"], "2n-2"),
+        (["1", "2"], "1, 2"),
+        (None, None),
+        ("", None),
+        ("$$", None),
+        ([], None),
+        (float("nan"), None),
+        (True, None),
+    ],
+)
+def test_gold_answers_are_read_from_every_form_of_an_answer_column(value, gold):
+    assert gold_answer(value) == gold
+
+
+def test_without_an_answer_column_the_gold_is_what_the_last_box_of_the_solution_holds(tmp_path):
+    rows = [
+        {"problem": "p1", "solution": "\\boxed{1} or rather \\boxed{\\frac{2}{3}}"},
+        {"problem": "p2", "solution": "no box"},
+    ]
+    loaded = load(file_source(write_jsonl(tmp_path / "a.jsonl", rows)), "a")
+    assert [row.answer for row in loaded.rows] == ["\\frac{2}{3}"]
+    assert loaded.dropped == {"no answer": 1}
+
+
+def test_a_conversation_column_gives_the_solution_that_the_assistant_wrote(tmp_path):
+    messages = [{"role": "user", "content": "p1"}, {"role": "assistant", "content": "It is \\boxed{7}."}]
+    loaded = load(file_source(write_jsonl(tmp_path / "a.jsonl", [{"problem": "p1", "messages": messages}])), "a")
+    assert (loaded.rows[0].solution, loaded.rows[0].answer) == ("It is \\boxed{7}.", "7")
+
+
+def test_rows_that_cannot_be_used_are_dropped_and_counted(tmp_path):
+    rows = [
+        *ROWS,
+        {"problem": "What is  1+1? ", "answer": "2"},
+        {"problem": None, "answer": "1"},
+        {"problem": "  ", "answer": "1"},
+        {"problem": 7, "answer": "1"},
+        {"problem": "p", "answer": None},
+        {"problem": "a <|im_end|> b", "answer": "1"},
+        {"problem": "a \ud800 b", "answer": "1"},
+        {"other": 1},
+    ]
+    loaded = load(file_source(write_jsonl(tmp_path / "a.jsonl", rows)), "a")
+    expected = {"duplicate": 1, "no problem": 4, "no answer": 1, "special-token text": 1, "not Unicode": 1}
+    assert loaded.dropped == expected
+    assert len(loaded.rows) + loaded.dropped.total() == loaded.num_read == len(rows)
+
+
+def test_demonstrations_need_a_solution_and_may_lack_an_answer(tmp_path):
+    rows = [{"problem": "Prove it.", "solution": "Clear."}, {"problem": "q", "solution": "", "answer": "1"}]
+    loaded = load(file_source(write_jsonl(tmp_path / "a.jsonl", rows)), "a", needs_solution=True)
+    assert [(row.problem, row.answer) for row in loaded.rows] == [("Prove it.", None)]
+    assert loaded.dropped == {"no solution": 1}
+
+
+def test_parquet_and_json_lines_of_the_same_rows_load_alike(tmp_path):
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    assert load(file_source(tmp_path / "a.parquet"), "a") == load(file_source(tmp_path / "a.jsonl"), "a")
+
+
+def test_a_limit_reads_the_first_rows_and_columns_can_be_named(tmp_path):
+    rows = [{"text": f"p{i}", "target": i} for i in range(5)]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    loaded = load(file_source(path, limit=3, problem_column="text", answer_column="target"), "a")
+    assert [(row.problem, row.answer) for row in loaded.rows] == [("p0", "0"), ("p1", "1"), ("p2", "2")]
+    assert loaded.num_read == 3
+
+
+def test_a_local_copy_of_a_hub_data_set_loads_through_the_hub_function(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
+    source = SourceConfig(source="hub", path=str(tmp_path / "set"), split="train")
+    assert [row.answer for row in load(source, "hub").rows] == ["2", "4"]
+    with pytest.raises(UserError, match="split 'test' cannot be loaded"):
+        load(SourceConfig(source="hub", path=str(tmp_path / "set"), split="test"), "hub")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"problem": "p", "answer": 1}\n{"problem": ', "a.jsonl.*line 2: not JSON"),
+        ("a.jsonl", "[1, 2]\n", "line 1: expected an object"),
+        ("a.jsonl", "\n\n", "is empty"),
+        ("a.jsonl", b"\xff\xfe\x00", "not UTF-8"),
+        ("a.parquet", "not parquet", "not a readable parquet"),
+        ("a.csv", "problem,answer\n", "unknown format '.csv'.*Accepted: .jsonl"),
+        ("a.jsonl", '{"prompt": "p", "answer": 1}\n', "no column with problems. Its columns: prompt, answer. Accepted"),
+        ("a.jsonl", '{"problem": "p", "level": 1}\n', "no column with answers. Its columns: problem, level. Accepted"),
+        ("a.jsonl", '{"problem": "p", "answer": null}\n', "no usable problem among 1 rows .no answer: 1"),
+    ],
+)
+def test_malformed_files_are_refused_by_name_with_what_is_accepted(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message):
+        load(file_source(path), "a")
+
+
+def test_a_column_that_is_not_there_is_refused_with_the_nearest(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(UserError, match="no column 'problems' .*did you mean 'problem'"):
+        load(file_source(path, problem_column="problems"), "a")
+
+
+def test_a_missing_file_a_directory_and_an_empty_path_are_refused(tmp_path):
+    with pytest.raises(UserError, match="'a' .*nowhere.jsonl.* does not exist"):
+        load(file_source(tmp_path / "nowhere.jsonl"), "a")
+    with pytest.raises(UserError, match="is a directory"):
+        load(file_source(tmp_path), "a")
+    with pytest.raises(UserError, match="'a' has no path"):
+        load(file_source(""), "a")
