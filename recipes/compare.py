@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes import curate, evaluate, prepare, rollout, tabulate, verify
-from verl_ext import artifacts, cluster, compose
+from verl_ext import artifacts, cluster, compose, judging
 from verl_ext.compose import load_method, to_dict
 from verl_ext.config import Config, RowConfig, TrainConfig
 from verl_ext.console import Stages
@@ -123,7 +123,7 @@ def compare(config: Config) -> Path:
             if cell.train is not None:
                 with stages.stage(f"train {cell.name}"):
                     _train(config, layout, session, cell)
-        with Verifier(config.verify.num_workers) as verifier:
+        with Verifier(config.verify.num_workers, judging.limits(config.verify)) as verifier:
             for cell in cells:
                 with stages.stage(f"evaluate {cell.name}"):
                     _evaluate(config, layout, session, cell, verifier)

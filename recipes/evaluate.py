@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 
 from recipes.rollout import sampling_lineage
-from verl_ext import artifacts, compose, sampling
+from verl_ext import artifacts, compose, judging, sampling
 from verl_ext.checkpoints import PROBE
 from verl_ext.config import Config
 from verl_ext.console import Progress
 from verl_ext.errors import UserError
-from verl_ext.judging import to_samples
 from verl_ext.layout import RunLayout
 from verl_ext.verifier import Verifier
 
@@ -52,7 +51,7 @@ def evaluate(
     jobs: list[sampling.Job] = []
     for name, (prompts_path, output) in outputs.items():
         lineage = sampling_lineage("evaluate", config, request, settings.shard_size, prompts_path, checkpoint)
-        lineage = replace(lineage, versions={**lineage.versions, **_versions()})
+        lineage = replace(lineage, versions={**lineage.versions, **judging.versions()})
         if not artifacts.should_run(output, lineage, config.overwrite):
             continue
         encoded = sampling.encode_prompts(
@@ -68,7 +67,7 @@ def evaluate(
     label = outputs[next(iter(outputs))][1].parent.name
     progress = Progress(f"evaluate {label}", sum(len(job.prompts) for job in jobs) * settings.k, unit="samples")
     for (name, index), rollouts in sampling.sample_jobs(samplers, str(checkpoint), jobs, request):
-        samples = to_samples(rollouts, verifier)
+        samples = judging.to_samples(rollouts, verifier)
         open_shards[name].write(index, samples)
         progress.advance(len(samples), accuracy=float(np.mean(samples["reward"])))
     for shards in open_shards.values():
@@ -112,10 +111,6 @@ def _of_checkpoint(config: Config, checkpoint: Path) -> Config:
     return replace(config, model=replace(config.model, path=str(checkpoint)))
 
 
-def _versions() -> dict[str, str]:
-    return {"math-verify": artifacts.package_version("math-verify")}
-
-
 def run(config: Config) -> None:
     """Entry point of `python -m recipes.evaluate`."""
     layout, settings = RunLayout.of(config.run_dir), config.evaluate
@@ -135,7 +130,7 @@ def run(config: Config) -> None:
         samplers.extend([] if samplers else sampling.create_samplers(config.model, config.sampler, config.cluster))
         return samplers
 
-    with Verifier(config.verify.num_workers) as verifier:
+    with Verifier(config.verify.num_workers, judging.limits(config.verify)) as verifier:
         for name, path in checkpoints.items():
             outputs = {b: (Path(prompts), output_dir / name / f"{b}.parquet") for b, prompts in benchmarks.items()}
             evaluate(config, path, outputs, start_samplers, verifier)

@@ -97,7 +97,7 @@ def _comparable(path: Path) -> artifacts.Lineage:
     sampling = lineage.config.get("sampling")
     if isinstance(sampling, Mapping):
         sampling = {key: value for key, value in sampling.items() if key != "seed"}
-    versions = {name: lineage.versions.get(name, "unknown") for name in ("math-verify", "vllm")}
+    versions = {name: lineage.versions.get(name, "unknown") for name in ("math-verify", "verifier", "vllm")}
     return artifacts.Lineage(stage="", config={"sampling": sampling}, versions=versions)
 
 

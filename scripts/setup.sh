@@ -86,19 +86,20 @@ check_disk() {
     [ "$missing" -eq 0 ] || check_space "${TMPDIR:-/tmp}" "$download_mb" "the download" TMPDIR
 }
 
-offered() { # package, pip options...: pip's list of versions, or its complaint
-    "$pip_python" -m pip index versions "$@" --disable-pip-version-check --retries 0 --timeout 15 2>&1 || true
+offered() { # package, pip options...: the versions the index has, or pip's complaint
+    "$pip_python" -m pip index versions "$@" --disable-pip-version-check --retries 0 --timeout 15 2>&1 |
+        sed -n '/^Available versions:\|^ERROR/{s/$/,/p;q}' || true
 }
 
 check_index() {
     local answer
     answer=$(offered verl)
-    [[ $answer = *"Available versions: "*"$(pinned verl)"* ]] ||
-        fail "the package index is unreachable or has no verl $(pinned verl): $(grep -m1 '^ERROR' <<<"$answer")" \
+    [[ $answer = Available*" $(pinned verl),"* ]] ||
+        fail "the package index is unreachable or has no verl $(pinned verl); pip: ${answer%,}" \
             "check the network and 'pip config list' (PIP_INDEX_URL names another index), then run $0 again"
     [ "$stack" = cpu ] || return 0
     answer=$(offered torch ${torch_index[@]+"${torch_index[@]}"})
-    [[ $answer = *" $(pinned torch)"* ]] ||
+    [[ $answer = *" $(pinned torch),"* ]] ||
         fail "the package index has no torch $(pinned torch), only CUDA builds, which are never taken in its place" \
             "TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu $0"
 }

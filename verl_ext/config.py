@@ -226,8 +226,8 @@ class BenchmarkConfig:
     methods: list[str] = field(default_factory=lambda: ["sft", "dft", "iw_sft"])
     num_steps: PositiveInt = 8  # timed optimizer steps, after one that warms up
     batch_size: PositiveInt = 64  # sequences an optimizer step
-    max_tokens_per_micro_batch: PositiveInt = 8192  # padded
-    max_length: PositiveInt = 1024  # tokens; longer rows are cut there
+    max_tokens_per_micro_batch: PositiveInt = 4096  # padded
+    max_length: PositiveInt = 768  # tokens; longer rows are cut there
     threads: PositiveInt = 1  # of torch
     rounds: PositiveInt = 1  # times that all contenders take their turn; the median round counts
     seed: int = 0

@@ -45,6 +45,7 @@ class Measurement:
     base_bytes: int  # resident before the model was loaded: Python and its imports
     peak_bytes: int
     loss: float
+    scoring_seconds: float = 0.0  # before the first step, for reference log-probabilities
 
 
 def measurement(

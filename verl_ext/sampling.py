@@ -80,7 +80,7 @@ class Sampler:
         self._architecture: dict[str, Any] = {}
 
     def load(self, path: str) -> None:
-        """Put the weights of `path` into the engine: by building it, or in place. Raises UserError for another model."""
+        """Put the weights of `path` into the engine: by building it, or in place. UserError for another model."""
         if path == self._loaded:
             return
         architecture = _architecture(path)

@@ -123,7 +123,7 @@ def _start(run: TrainingRun, workers: RayWorkerGroup, steps: int) -> None:
 
 
 def reference_log_probs(run: TrainingRun, dataset: PositivesDataset, workers: RayWorkerGroup) -> pa.Table:
-    """Score the data once under the weights the run starts from, by the engine that will train them, and keep the result.
+    """Score the data once under the weights the run starts from, by the engine that will train them; keep the result.
 
     The artifact lies beside the runs, named after its lineage, so rows that share data and base share it.
     """
@@ -173,6 +173,7 @@ class _Loop:
         self.steps_dir = run.output_dir / "steps"
         self.log_path = run.output_dir / "log.jsonl"
         self.records: list[dict[str, Any]] = []
+        self._prepared: dict[int, tuple[TensorDict, int]] = {}
         self.skipped_in_a_row = 0
 
     def run(self) -> Path:
@@ -201,14 +202,12 @@ class _Loop:
         return int(state["step"])
 
     def _step(self, step: int) -> dict[str, Any]:
-        run = self.run_plan
         began = time.monotonic()
-        rows = step_rows(len(self.dataset), run.train.batch_size, step, run.train.seed)
-        if run.train.micro_batch_size is None:
-            rows = deal_to_ranks(rows, self.dataset.lengths, run.num_ranks)
-        output = self.workers.train_batch(_step_batch(run, self.dataset, rows, update_lr_scheduler=True)).get()
-        sums = _add_up(output["metrics"])
-        num_tokens = int(self.dataset.lengths[rows].sum())
+        batch, num_tokens = self._prepared.pop(step, None) or self._prepare(step)
+        pending = self.workers.train_batch(batch)
+        if step + 1 < self.total:  # while the workers compute
+            self._prepared[step + 1] = self._prepare(step + 1)
+        sums = _add_up(pending.get()["metrics"])
         record = {
             "step": step + 1,
             "loss": sums["loss"],
@@ -220,6 +219,15 @@ class _Loop:
         }
         self._guard(record)
         return record
+
+    def _prepare(self, step: int) -> tuple[TensorDict, int]:
+        """The batch of a step and its number of tokens."""
+        run = self.run_plan
+        rows = step_rows(len(self.dataset), run.train.batch_size, step, run.train.seed)
+        if run.train.micro_batch_size is None:
+            rows = deal_to_ranks(rows, self.dataset.lengths, run.num_ranks)
+        batch = _step_batch(run, self.dataset, rows, update_lr_scheduler=True)
+        return batch, int(self.dataset.lengths[rows].sum())
 
     def _guard(self, record: dict[str, Any]) -> None:
         """verl skips a step whose gradient is not finite; count it, and stop when it keeps happening."""

@@ -21,9 +21,9 @@ from verl_ext.config import ClusterConfig
 from verl_ext.embedded.policy import initialize
 from verl_ext.platform.overrides import ppo_overrides
 
-DEADLINE_SECONDS = 900  # Ray waits without end, and without a word, for resources that never come
+DEADLINE_SECONDS = 570  # Ray waits without end, and without a word, for resources that never come
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
 
 @pytest.fixture(scope="module")

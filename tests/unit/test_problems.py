@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from verl_ext.answers import extract
 from verl_ext.embedded import policy
 from verl_ext.embedded.problems import HELD_OUT_NUMBERS, SPLITS, generate, run_path
-from verl_ext.embedded.solutions import STYLES, solve
+from verl_ext.embedded.solutions import DEMONSTRATION_SHARE, STYLES, solve
 from verl_ext.errors import UserError
 
 COUNT = 300
-GOLDEN = "golden"  # of the texts, answers and solutions below; a change is a new problems.VERSION
+# Of the texts, answers and solutions below; a change of it is a new problems.VERSION.
+GOLDEN = "02f66130f4097afb102590d176985ad36ae1800521c7ee40c5aaf14b46fc9a46"
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +92,16 @@ def test_noise_is_the_fraction_of_solutions_whose_final_box_is_wrong(noise):
 
 def test_the_styles_differ_in_words_and_layout(sets):
     for problem in sets["train"]:
-        terse, demonstration = (solve(problem, style, random.Random(0)) for style in STYLES)
+        terse, demonstration = (solve(problem, style, random.Random(0)) for style in ("terse", "demonstration"))
         assert "\n\\boxed" in terse and "\n" not in demonstration
         assert len(demonstration) > len(terse)
+
+
+def test_the_mixed_style_is_terse_with_a_share_of_demonstrations():
+    rng = random.Random(0)
+    solutions = [solve(problem, "mixed", rng) for problem in generate("pretraining", 2000)]
+    share = sum("\n" not in solution for solution in solutions) / len(solutions)
+    assert share == pytest.approx(DEMONSTRATION_SHARE, abs=0.03)
 
 
 def test_one_problem_has_several_terse_solutions(sets):
@@ -153,7 +161,7 @@ def test_prompts_and_solutions_fit_the_lengths_of_the_model(tokenizer, sets):
     for problem in (problem for split in sets.values() for problem in split):
         messages = [{"role": "user", "content": problem.text}]
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        assert len(prompt) <= 56
+        assert len(prompt) <= 48
         assert all(len(tokenizer.encode(solve(problem, style, rng))) < 64 for style in STYLES)
 
 

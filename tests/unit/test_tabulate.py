@@ -27,7 +27,7 @@ from verl_ext.errors import UserError
 
 K = 2
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 4096, "seed": 0}
-VERSIONS = {"math-verify": "0.9.0", "vllm": "0.24.0"}
+VERSIONS = {"math-verify": "0.9.0", "verifier": "1", "vllm": "0.24.0"}
 OPTIONS: dict[str, Any] = {"baseline": "sft", "k": K, "num_resamples": 200}
 
 
@@ -170,6 +170,7 @@ def test_base_policy_with_one_run_stands_beside_rows_with_several_seeds(tmp_path
         ({"sampling": None}, r"config\.sampling"),
         ({"vllm": "0.25.0"}, r"versions\.vllm \(0\.24\.0, now 0\.25\.0\)"),
         ({"math-verify": "0.8.0"}, r"versions\.math-verify"),
+        ({"verifier": "2"}, r"versions\.verifier"),
     ],
 )
 def test_runs_decoded_or_judged_differently_are_refused_naming_the_keys(tmp_path: Path, changes, named: str):

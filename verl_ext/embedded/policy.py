@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_ext.embedded.problems import generate
-from verl_ext.embedded.solutions import STYLES, solve
+from verl_ext.embedded.solutions import solve
 from verl_ext.errors import UserError
 from verl_ext.prompting import get_template
 
@@ -38,7 +38,7 @@ def _corpus() -> Iterator[str]:
     rng = random.Random(0)
     for problem in (*generate("pretraining", _CORPUS_PROBLEMS), *generate("reworded", _CORPUS_PROBLEMS // 4)):
         yield f"user\n{problem.text}\n"
-        for style in STYLES:
+        for style in ("terse", "demonstration"):
             yield f"assistant\n{solve(problem, style, rng)}\n"
 
 

@@ -1,4 +1,4 @@
-"""Worked solutions of the built-in problems in two styles, with or without mistakes."""
+"""Worked solutions of the built-in problems in two styles and their mixture, with or without mistakes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,251 @@
+"""Speed and memory of the worker path against a bare PyTorch loop and TRL, on the same rows in the same steps.
+
+    python -m recipes.benchmark run_dir=runs/benchmark benchmark.problems=<problems.jsonl>
+
+Without `benchmark.problems` the problems are the built-in generator's, so that it runs anywhere; they are short and
+of nearly equal length. The contenders, each in a fresh process, on a CPU, in fp32, with `benchmark.threads` torch
+threads and a random Qwen2 of 4 M parameters:
+
+    bare          plain PyTorch SFT: padded rows, logits at all positions, AdamW, clipped gradients, nothing else;
+                  micro-batches grouped by length, the same as the workers'. The others are compared with it.
+    bare, mixed   the same in micro-batches of eight rows as they come: what TRL does, where TRL is not installed
+    trl dft       TRL's SFTTrainer(loss_type="dft"), eight rows a backward pass, without gradient checkpointing
+    sft, dft, ... the methods through Ray, OfflineActorWorker, verl's engine and FSDP2, driven by the trainer itself
+
+A figure is a total over all steps but the first, which warms up: real tokens a second of wall-clock time; time and CPU
+time (of the driver, too) as multiples of the bare loop's; padded over real tokens; the most memory the training process
+ever had resident, and how much of it was added after its imports. Writes benchmark.json and benchmark.md to run_dir.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import json
+import logging
+import multiprocessing
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from verl_ext import artifacts, cluster, compose, prompting, sources
+from verl_ext.config import BenchmarkConfig, Config, SourceConfig, TrainConfig
+from verl_ext.contenders import TRL_BATCH_SIZE, Measurement, Task, bare_loop, trl_dft
+from verl_ext.embedded import policy
+from verl_ext.errors import UserError
+from verl_ext.layout import RunLayout
+from verl_ext.losses import get_method
+from verl_ext.metered import worker_path
+
+logger = logging.getLogger(__name__)
+
+BARE, MIXED, TRL = "bare", "bare, mixed", "trl dft"
+SIZE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8}
+PACKAGES = ("torch", "transformers", "verl", "ray", "trl")
+
+
+def run(config: Config) -> None:
+    """Measure every contender in turn, `rounds` times; report the median round of each."""
+    settings = config.benchmark
+    _check(settings)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
+        task = make_task(settings, Path(directory))
+        contenders = _contenders(settings, task, Path(directory))
+        rounds: dict[str, list[Measurement]] = {name: [] for name in contenders}
+        for number in range(settings.rounds):
+            for name, measure in contenders.items():
+                logger.info("round %d of %d: %s", number + 1, settings.rounds, name)
+                rounds[name].append(measure())
+    results = {name: _median(measurements) for name, measurements in rounds.items()}
+    _write(RunLayout.of(config.run_dir).run_dir, settings, rounds, results)
+
+
+def _check(settings: BenchmarkConfig) -> None:
+    for name in settings.methods:
+        if get_method(name).data != "positives":
+            raise UserError(f"benchmark.methods: '{name}' does not train on single responses. Leave it out.")
+    if settings.batch_size % TRL_BATCH_SIZE:
+        raise UserError(
+            f"benchmark.batch_size={settings.batch_size} is not a multiple of {TRL_BATCH_SIZE}, the rows of TRL's "
+            f"backward passes. Use {max(1, settings.batch_size // TRL_BATCH_SIZE) * TRL_BATCH_SIZE}."
+        )
+
+
+def make_task(settings: BenchmarkConfig, directory: Path) -> Task:
+    """Tokenised rows and a model in `directory`."""
+    model = directory / "model"
+    num_parameters = _initialize(model, settings)
+    rows = positives(settings, prompting.load_tokenizer(model))
+    data = directory / "positives.parquet"
+    artifacts.write(data, "positives", rows, artifacts.make_lineage("benchmark", {}))
+    train = TrainConfig(
+        num_steps=settings.num_steps + 1,
+        batch_size=settings.batch_size,
+        max_tokens_per_micro_batch=settings.max_tokens_per_micro_batch,
+        learning_rate=1e-3,
+        lr_schedule="constant",
+        warmup_fraction=0.0,
+        seed=settings.seed,
+    )
+    logger.info("%d rows, %.2f M parameters, %d timed steps", len(rows), num_parameters / 1e6, settings.num_steps)
+    return Task(model_path=model, data=data, train=train, max_length=settings.max_length, threads=settings.threads)
+
+
+def _initialize(path: Path, settings: BenchmarkConfig) -> int:
+    """Random weights under the built-in tokenizer, whose vocabulary needs no network; returns their number."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(settings.seed)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(**{**policy.model_config(), **SIZE, "max_position_embeddings": settings.max_length})
+    )
+    model.save_pretrained(path)
+    for name, text in policy.tokenizer_files().items():
+        (path / name).write_text(text, encoding="utf-8")
+    return int(model.num_parameters())
+
+
+def positives(settings: BenchmarkConfig, tokenizer: Any) -> pa.Table:
+    """Problems and their solutions as rows of a positives artifact, cut to `max_length` tokens.
+
+    Rows whose problem alone is as long as that are left out. Raises UserError when no row is left.
+    """
+    source = SourceConfig(source="file", path=settings.problems) if settings.problems else SourceConfig(limit=512)
+    problems = sources.load(source, "benchmark", needs_solution=True)
+    rows = []
+    for row in problems.rows:
+        prompt = prompting.encode_prompt(tokenizer, prompting.build_prompt(row.problem, "problem-only"))
+        response = prompting.encode_response(tokenizer, row.solution or "")
+        if len(prompt) < settings.max_length:
+            rows.append(
+                {
+                    "sample_id": str(row.index),
+                    "prompt_id": str(row.index),
+                    "prompt_token_ids": prompt,
+                    "response_token_ids": response[: settings.max_length - len(prompt)],
+                    "behavior_log_probs": None,
+                    "quality": 1.0,
+                }
+            )
+    if not rows:
+        raise UserError(
+            f"benchmark.problems={settings.problems}: none of {problems.num_read} rows has a problem shorter than "
+            f"benchmark.max_length={settings.max_length} tokens and a solution. Raise max_length, or use other data."
+        )
+    logger.info("%d problems read, %d used", problems.num_read, len(rows))
+    return pa.Table.from_pylist(rows, schema=artifacts.SCHEMAS["positives"])
+
+
+def _contenders(settings: BenchmarkConfig, task: Task, directory: Path) -> dict[str, Callable[[], Measurement]]:
+    found: dict[str, Callable[[], Measurement]] = {
+        BARE: functools.partial(_in_fresh_process, bare_loop, task),
+        MIXED: functools.partial(_in_fresh_process, bare_loop, task, False),
+    }
+    if _version("trl"):
+        found[TRL] = functools.partial(_in_fresh_process, trl_dft, task)
+    else:
+        logger.info("TRL is not installed: left out ('%s' pads as it does)", MIXED)
+    return found | {name: functools.partial(worker_path, task, name, directory) for name in settings.methods}
+
+
+def _in_fresh_process(function: Callable[..., Measurement], *arguments: Any) -> Measurement:
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _median(measurements: list[Measurement]) -> Measurement:
+    return sorted(measurements, key=lambda item: item.seconds)[len(measurements) // 2]
+
+
+def figures(results: dict[str, Measurement]) -> dict[str, dict[str, float]]:
+    """The columns of the table, by contender."""
+    bare, trl = results[BARE], results.get(TRL)
+    table = {}
+    for name, found in results.items():
+        rate = found.num_tokens / found.seconds
+        table[name] = {
+            "tokens/s": rate,
+            "x time": found.seconds / bare.seconds,
+            "x CPU time": found.cpu_seconds / bare.cpu_seconds,
+            **({"x TRL": rate * trl.seconds / trl.num_tokens} if trl else {}),
+            "padding": found.num_padded_tokens / found.num_tokens,
+            "peak MiB": found.peak_bytes / 2**20,
+            "added MiB": (found.peak_bytes - found.base_bytes) / 2**20,
+            "last loss": found.loss,
+        }
+    return table
+
+
+def to_cells(table: dict[str, dict[str, float]]) -> list[list[str]]:
+    """Headings and rows as text."""
+    headings = list(next(iter(table.values())))
+    digits = {"tokens/s": 0, "peak MiB": 0, "added MiB": 0, "last loss": 4}
+    rows = [[name, *(f"{row[key]:,.{digits.get(key, 2)}f}" for key in headings)] for name, row in table.items()]
+    return [["contender", *headings], *rows]
+
+
+def to_markdown(cells: list[list[str]], notes: list[str]) -> str:
+    """A table with right-aligned numbers, and the notes below."""
+    rule = ["---", *["---:"] * (len(cells[0]) - 1)]
+    lines = ["| " + " | ".join(row) + " |" for row in (cells[0], rule, *cells[1:])]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
+
+
+def _notes(settings: BenchmarkConfig, results: dict[str, Measurement]) -> list[str]:
+    tokens = results[BARE].num_tokens
+    scoring = {name: found.scoring_seconds for name, found in results.items() if found.scoring_seconds}
+    return [
+        f"{settings.num_steps} steps of {settings.batch_size} rows, {tokens:,} real tokens, median of {settings.rounds} "
+        f"round(s), {settings.threads} torch thread(s), fp32.",
+        *(f"{name}: reference scores took {value:.1f} s before the first step." for name, value in scoring.items()),
+        f"Machine: {cluster.hardware()}; load {os.getloadavg()[0]:.1f} at the end.",
+        f"Date: {datetime.date.today().isoformat()}. Versions: "
+        + ", ".join(f"{name} {version}" for name in PACKAGES if (version := _version(name)))
+        + ".",
+        f"Command: `python -m recipes.benchmark {shlex.join(sys.argv[1:])}`",
+    ]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _write(
+    directory: Path, settings: BenchmarkConfig, rounds: dict[str, list[Measurement]], results: dict[str, Measurement]
+) -> None:
+    table, notes = figures(results), _notes(settings, results)
+    cells = to_cells(table)
+    shown = Table(title="Worker path against other loops")
+    for heading in cells[0]:
+        shown.add_column(heading, justify="left" if heading == "contender" else "right")
+    for row in cells[1:]:
+        shown.add_row(*row)
+    Console(stderr=True).print(shown, *notes, sep="\n")
+    record = {
+        "settings": compose.to_dict(settings),
+        "notes": notes,
+        "table": table,
+        "rounds": {name: [dataclasses.asdict(item) for item in items] for name, items in rounds.items()},
+    }
+    artifacts.write_bytes_atomically(directory / "benchmark.json", json.dumps(record, indent=2).encode())
+    artifacts.write_bytes_atomically(directory / "benchmark.md", to_markdown(cells, notes).encode())
+    logger.info("benchmark: %d contenders, written to %s", len(results), directory / "benchmark.md")
+
+
+if __name__ == "__main__":
+    compose.main("benchmark", run, __doc__)
