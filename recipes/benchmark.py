@@ -35,23 +35,21 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from verl_ext import artifacts, cluster, compose, prompting, sources
-from verl_ext.config import BenchmarkConfig, Config, SourceConfig, TrainConfig
-from verl_ext.contenders import TRL_BATCH_SIZE, Measurement, Task, bare_loop, trl_dft
-from verl_ext.embedded import policy
+from verl_ext import artifacts, cluster, compose
+from verl_ext.benchmark_task import TRL_BATCH_SIZE, Task, make_task
+from verl_ext.config import BenchmarkConfig, Config
+from verl_ext.contenders import Measurement, bare_loop, trl_dft
 from verl_ext.errors import UserError
 from verl_ext.layout import RunLayout
 from verl_ext.losses import get_method
-from verl_ext.metered import worker_path
+from verl_ext.metered_workers import worker_path
 
 logger = logging.getLogger(__name__)
 
 BARE, MIXED, TRL = "bare", "bare, mixed", "trl dft"
-SIZE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8}
 PACKAGES = ("torch", "transformers", "verl", "ray", "trl")
 
 
@@ -82,76 +80,10 @@ def _check(settings: BenchmarkConfig) -> None:
         )
 
 
-def make_task(settings: BenchmarkConfig, directory: Path) -> Task:
-    """Tokenised rows and a model in `directory`."""
-    model = directory / "model"
-    num_parameters = _initialize(model, settings)
-    rows = positives(settings, prompting.load_tokenizer(model))
-    data = directory / "positives.parquet"
-    artifacts.write(data, "positives", rows, artifacts.make_lineage("benchmark", {}))
-    train = TrainConfig(
-        num_steps=settings.num_steps + 1,
-        batch_size=settings.batch_size,
-        max_tokens_per_micro_batch=settings.max_tokens_per_micro_batch,
-        learning_rate=1e-3,
-        lr_schedule="constant",
-        warmup_fraction=0.0,
-        seed=settings.seed,
-    )
-    logger.info("%d rows, %.2f M parameters, %d timed steps", len(rows), num_parameters / 1e6, settings.num_steps)
-    return Task(model_path=model, data=data, train=train, max_length=settings.max_length, threads=settings.threads)
-
-
-def _initialize(path: Path, settings: BenchmarkConfig) -> int:
-    """Random weights under the built-in tokenizer, whose vocabulary needs no network; returns their number."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(settings.seed)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(**{**policy.model_config(), **SIZE, "max_position_embeddings": settings.max_length})
-    )
-    model.save_pretrained(path)
-    for name, text in policy.tokenizer_files().items():
-        (path / name).write_text(text, encoding="utf-8")
-    return int(model.num_parameters())
-
-
-def positives(settings: BenchmarkConfig, tokenizer: Any) -> pa.Table:
-    """Problems and their solutions as rows of a positives artifact, cut to `max_length` tokens.
-
-    Rows whose problem alone is as long as that are left out. Raises UserError when no row is left.
-    """
-    source = SourceConfig(source="file", path=settings.problems) if settings.problems else SourceConfig(limit=512)
-    problems = sources.load(source, "benchmark", needs_solution=True)
-    rows = []
-    for row in problems.rows:
-        prompt = prompting.encode_prompt(tokenizer, prompting.build_prompt(row.problem, "problem-only"))
-        response = prompting.encode_response(tokenizer, row.solution or "")
-        if len(prompt) < settings.max_length:
-            rows.append(
-                {
-                    "sample_id": str(row.index),
-                    "prompt_id": str(row.index),
-                    "prompt_token_ids": prompt,
-                    "response_token_ids": response[: settings.max_length - len(prompt)],
-                    "behavior_log_probs": None,
-                    "quality": 1.0,
-                }
-            )
-    if not rows:
-        raise UserError(
-            f"benchmark.problems={settings.problems}: none of {problems.num_read} rows has a problem shorter than "
-            f"benchmark.max_length={settings.max_length} tokens and a solution. Raise max_length, or use other data."
-        )
-    logger.info("%d problems read, %d used", problems.num_read, len(rows))
-    return pa.Table.from_pylist(rows, schema=artifacts.SCHEMAS["positives"])
-
-
 def _contenders(settings: BenchmarkConfig, task: Task, directory: Path) -> dict[str, Callable[[], Measurement]]:
     found: dict[str, Callable[[], Measurement]] = {
-        BARE: functools.partial(_in_fresh_process, bare_loop, task),
-        MIXED: functools.partial(_in_fresh_process, bare_loop, task, False),
+        BARE: functools.partial(_in_fresh_process, bare_loop, task, task.by_length),
+        MIXED: functools.partial(_in_fresh_process, bare_loop, task, task.mixed),
     }
     if _version("trl"):
         found[TRL] = functools.partial(_in_fresh_process, trl_dft, task)
@@ -204,12 +136,14 @@ def to_markdown(cells: list[list[str]], notes: list[str]) -> str:
 
 
 def _notes(settings: BenchmarkConfig, results: dict[str, Measurement]) -> list[str]:
-    tokens = results[BARE].num_tokens
-    scoring = {name: found.scoring_seconds for name, found in results.items() if found.scoring_seconds}
+    scored = [name for name in settings.methods if "ref_log_probs" in get_method(name).needs]
     return [
-        f"{settings.num_steps} steps of {settings.batch_size} rows, {tokens:,} real tokens, median of {settings.rounds} "
-        f"round(s), {settings.threads} torch thread(s), fp32.",
-        *(f"{name}: reference scores took {value:.1f} s before the first step." for name, value in scoring.items()),
+        f"{settings.num_steps} steps of {settings.batch_size} rows, {results[BARE].num_tokens:,} real tokens, "
+        f"median of {settings.rounds} round(s), {settings.threads} torch thread(s), fp32.",
+        *(
+            f"{name}: {results[name].scoring_seconds:.1f} s of reference scores before the first step."
+            for name in scored
+        ),
         f"Machine: {cluster.hardware()}; load {os.getloadavg()[0]:.1f} at the end.",
         f"Date: {datetime.date.today().isoformat()}. Versions: "
         + ", ".join(f"{name} {version}" for name in PACKAGES if (version := _version(name)))

@@ -1,37 +1,22 @@
 """What the worker path is measured against: a bare PyTorch loop, and TRL's trainer.
 
-Both train the model of `Task` on the rows of `Task.data` in the order of `step_rows`, in fp32, and return a
-`Measurement` of the steps after the first one, which warms up. They run in a fresh process each.
+Both train the model of a `Task` on its rows, in fp32, and return a `Measurement` of the steps after the first one,
+which warms up. Each is to run in a fresh process.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verl_ext.config import TrainConfig
+from verl_ext.benchmark_task import TRL_BATCH_SIZE, Plan, Task
 from verl_ext.usage import Usage, usage
 
 if TYPE_CHECKING:
     import numpy as np
-
-TRL_BATCH_SIZE = 8  # rows a backward pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """The same work for every contender. `train.num_steps` counts the warm-up step."""
-
-    model_path: Path
-    data: Path  # a positives artifact
-    train: TrainConfig
-    max_length: int
-    threads: int
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,74 +33,47 @@ class Measurement:
     scoring_seconds: float = 0.0  # before the first step, for reference log-probabilities
 
 
-def measurement(
-    start: Usage, warm: tuple[float, Usage], num_tokens: int, num_padded_tokens: int, loss: float
-) -> Measurement:
-    """From the usage at the start, time and usage after the warm-up step, and now."""
-    end = usage()
+Tick = tuple[float, Usage]  # when a step ended, and what had been used by then
+
+
+def tick() -> Tick:
+    """Now, in this process."""
+    return time.perf_counter(), usage()
+
+
+def totals(task: Task, plan: Plan, base: Usage, first: Tick, last: Tick, loss: float) -> Measurement:
+    """What was used from the end of the first step to that of the last one."""
+    groups = [[task.length(row) for row in group] for step in plan[1:] for group in step]
     return Measurement(
-        seconds=time.perf_counter() - warm[0],
-        cpu_seconds=end.cpu_seconds - warm[1].cpu_seconds,
-        num_tokens=num_tokens,
-        num_padded_tokens=num_padded_tokens,
-        base_bytes=start.resident_bytes,
-        peak_bytes=end.peak_bytes,
+        seconds=last[0] - first[0],
+        cpu_seconds=last[1].cpu_seconds - first[1].cpu_seconds,
+        num_tokens=sum(map(sum, groups)),
+        num_padded_tokens=sum(max(lengths) * len(lengths) for lengths in groups),
+        base_bytes=base.resident_bytes,
+        peak_bytes=last[1].peak_bytes,
         loss=loss,
     )
 
 
-def steps(task: Task, lengths: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows of every optimizer step, as the trainer draws them."""
-    from verl_ext.batching import step_rows
-
-    for step in range(task.train.num_steps or 0):
-        yield step_rows(len(lengths), task.train.batch_size, step, task.train.seed)
-
-
-def grouped(task: Task, rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """Micro-batches of one step grouped by length, as the engine plans them on one rank."""
-    from verl_ext.batching import deal_to_ranks, plan_micro_batches
-
-    assert task.train.max_tokens_per_micro_batch is not None
-    rows = deal_to_ranks(rows, lengths, num_ranks=1)
-    return [rows[group] for group in plan_micro_batches(lengths[rows].tolist(), task.train.max_tokens_per_micro_batch)]
-
-
-def in_data_order(task: Task, rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """Micro-batches of `TRL_BATCH_SIZE` rows, whatever their lengths."""
-    return [rows[start : start + TRL_BATCH_SIZE] for start in range(0, len(rows), TRL_BATCH_SIZE)]
-
-
-def count_tokens(groups: list[np.ndarray], lengths: np.ndarray) -> tuple[int, int]:
-    """Real and padded tokens of micro-batches."""
-    real = sum(int(lengths[group].sum()) for group in groups)
-    return real, sum(int(lengths[group].max()) * len(group) for group in groups)
-
-
-def bare_loop(task: Task, by_length: bool = True) -> Measurement:
+def bare_loop(task: Task, plan: Plan) -> Measurement:
     """SFT in plain PyTorch: padded rows, logits at all positions, AdamW, clipped gradients, and nothing else."""
     import torch
     from transformers import Qwen2ForCausalLM
 
-    from verl_ext import artifacts
-    from verl_ext.batching import PositivesDataset
-
     torch.set_num_threads(task.threads)
-    data = PositivesDataset(artifacts.read(task.data, "positives"))
-    start = usage()
+    base = usage()
     model = Qwen2ForCausalLM.from_pretrained(task.model_path, dtype=torch.float32).train()
     train = task.train
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=train.learning_rate, betas=(train.beta1, train.beta2), weight_decay=train.weight_decay
     )
-    warm, real, padded = (0.0, start), 0, 0
-    for step, rows in enumerate(steps(task, data.lengths)):
-        groups = (grouped if by_length else in_data_order)(task, rows, data.lengths)
-        num_trained = int(data.responses.lengths[rows].sum())
+    ticks = []
+    for step in plan:
+        num_trained = sum(len(task.responses[row]) for group in step for row in group)
         optimizer.zero_grad()
         total = 0.0
-        for group in groups:
-            inputs, labels = _padded(data, group)
+        for group in step:
+            inputs, labels = _padded(task, group)
             logits = model(input_ids=inputs, use_cache=False).logits[:, :-1]
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
             loss = loss / num_trained
@@ -123,24 +81,20 @@ def bare_loop(task: Task, by_length: bool = True) -> Measurement:
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)
         optimizer.step()
-        if step == 0:
-            warm = time.perf_counter(), usage()
-        else:
-            counted = count_tokens(groups, data.lengths)
-            real, padded = real + counted[0], padded + counted[1]
-    return measurement(start, warm, real, padded, total)
+        ticks.append(tick())
+    return totals(task, plan, base, ticks[0], ticks[-1], total)
 
 
-def _padded(data: Any, rows: np.ndarray) -> tuple[Any, Any]:
+def _padded(task: Task, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and labels (-100 on prompts and padding) of some rows, [rows, longest]."""
     import torch
 
-    shape = (len(rows), int(data.lengths[rows].max()))
+    shape = (len(rows), max(map(task.length, rows)))
     inputs, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, -100)
     for index, row in enumerate(rows):
-        prompt, response = torch.from_numpy(data.prompts[row]), torch.from_numpy(data.responses[row])
+        prompt, response = torch.from_numpy(task.prompts[row]), torch.from_numpy(task.responses[row])
         inputs[index, : len(prompt)] = prompt
-        inputs[index, len(prompt) : data.lengths[row]] = labels[index, len(prompt) : data.lengths[row]] = response
+        inputs[index, len(prompt) : task.length(row)] = labels[index, len(prompt) : task.length(row)] = response
     return inputs, labels
 
 
@@ -153,46 +107,36 @@ def trl_dft(task: Task) -> Measurement:
     import torch
     from trl import SFTConfig, SFTTrainer
 
-    from verl_ext import artifacts
-    from verl_ext.batching import PositivesDataset
-
     torch.set_num_threads(task.threads)
     datasets.disable_progress_bars()
-    data = PositivesDataset(artifacts.read(task.data, "positives"))
-    batches = list(steps(task, data.lengths))
-    order = [int(row) for rows in batches for row in rows]
-    start = usage()
+    order = [row for step in task.mixed for group in step for row in group]
+    rows = {
+        "input_ids": [[*task.prompts[row].tolist(), *task.responses[row].tolist()] for row in order],
+        "completion_mask": [[0] * len(task.prompts[row]) + [1] * len(task.responses[row]) for row in order],
+    }
+    base = usage()
     with tempfile.TemporaryDirectory() as directory:
         trainer = SFTTrainer(
             model=str(task.model_path),
             args=SFTConfig(output_dir=directory, **_trl_arguments(task)),
-            train_dataset=datasets.Dataset.from_dict(
-                {
-                    "input_ids": [[*data.prompts[row].tolist(), *data.responses[row].tolist()] for row in order],
-                    "completion_mask": [[0] * len(data.prompts[row]) + [1] * len(data.responses[row]) for row in order],
-                }
-            ),
+            train_dataset=datasets.Dataset.from_dict(rows),
             callbacks=[clock := _clock()],
         )
         trainer.train()
-    groups = [group for rows in batches[1:] for group in in_data_order(task, rows, data.lengths)]
     losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
-    total = measurement(start, clock.ticks[0], *count_tokens(groups, data.lengths), losses[-1])
-    # up to the last step: what the trainer does afterwards is not training
-    (began, before), (ended, after) = clock.ticks[0], clock.ticks[-1]
-    return dataclasses.replace(total, seconds=ended - began, cpu_seconds=after.cpu_seconds - before.cpu_seconds)
+    return totals(task, task.mixed, base, clock.ticks[0], clock.ticks[-1], float(losses[-1]))
 
 
 def _clock() -> Any:
     """A trainer callback that notes time and usage at the end of every step."""
     from transformers import TrainerCallback
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def __init__(self) -> None:
-            self.ticks: list[tuple[float, Usage]] = []
+            self.ticks: list[Tick] = []
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.ticks.append((time.perf_counter(), usage()))
+            self.ticks.append(tick())
 
     return Clock()
 

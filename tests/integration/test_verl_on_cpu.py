@@ -131,7 +131,7 @@ def _train_online(policy: Path, work_dir: Path, overrides: Sequence[str]) -> lis
         "actor_rollout_ref.actor.optim.lr=1e-2",
         "actor_rollout_ref.actor.ppo_mini_batch_size=8",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
-        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=32",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
         "actor_rollout_ref.rollout.n=4",
         "actor_rollout_ref.rollout.max_model_len=128",
         "actor_rollout_ref.rollout.max_num_seqs=32",

@@ -106,7 +106,6 @@ def main(policy: str, out: str) -> None:
             num_gpus=3,  # declared: what verl's placement groups ask for, one a rank
             include_dashboard=False,
             _temp_dir=directory,  # short, since Ray's sockets have a path limit
-            _node_ip_address="127.0.0.1",
             object_store_memory=256 * 2**20,
         )
         found = {num_ranks: train(policy, num_ranks) for num_ranks in (1, 2)}

@@ -56,5 +56,4 @@ def _cluster(num_ranks: int) -> list[str]:
         f"+ray_kwargs.ray_init.num_gpus={num_ranks}",
         f"ray_kwargs.ray_init.num_cpus={logical_cpus}",
         "+ray_kwargs.ray_init.include_dashboard=false",
-        "+ray_kwargs.ray_init._node_ip_address=127.0.0.1",  # nothing listens beyond this machine
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 import time
@@ -9,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_ext.benchmark_task import Task
 from verl_ext.config import ClusterConfig, Config, ModelConfig
-from verl_ext.contenders import Measurement, Task
-from verl_ext.usage import Usage, usage
+from verl_ext.contenders import Measurement, Tick, totals
+from verl_ext.usage import usage
 
 if TYPE_CHECKING:
     from verl.single_controller.ray import RayWorkerGroup
@@ -46,11 +48,11 @@ def worker_path(task: Task, method: str, directory: Path) -> Measurement:
     try:
         config = Config(model=model, train=task.train, cluster=ClusterConfig(device="cpu"))
         workers = MeteredWorkers(cluster.create_workers(config), task.train.num_steps or 0)
-        trainer.train(plan, lambda: workers)  # type: ignore[arg-type,return-value]
+        trainer.train(plan, lambda: workers)
     finally:
         ray.shutdown()
-    steps = [json.loads(line) for line in (plan.output_dir / "log.jsonl").read_text().splitlines()]
-    return workers.measurement(sum(step["num_tokens"] for step in steps[1:]), steps[-1]["loss"])
+    losses = [json.loads(line)["loss"] for line in (plan.output_dir / "log.jsonl").read_text().splitlines()]
+    return workers.measurement(task, losses[-1])
 
 
 class MeteredWorkers:
@@ -60,7 +62,7 @@ class MeteredWorkers:
         self._workers, self._num_steps = workers, num_steps
         self._base = workers.usage()[0]
         self._num_done = 0
-        self._ticks: list[tuple[float, Usage, float]] = []
+        self._ticks: list[Tick] = []
         self._started = self._first_called = 0.0
 
     def __getattr__(self, name: str) -> Any:
@@ -78,21 +80,15 @@ class MeteredWorkers:
     def _done(self) -> None:
         self._num_done += 1
         if self._num_done in (1, self._num_steps):
-            self._ticks.append((time.perf_counter(), self._workers.usage()[0], usage().cpu_seconds))
+            used = self._workers.usage()[0]
+            both = used.cpu_seconds + usage().cpu_seconds
+            self._ticks.append((time.perf_counter(), dataclasses.replace(used, cpu_seconds=both)))
 
-    def measurement(self, num_tokens: int, loss: float) -> Measurement:
+    def measurement(self, task: Task, loss: float) -> Measurement:
         """Totals from the end of the first step to the end of the last one."""
-        (began, before, driver_before), (ended, after, driver_after) = self._ticks
-        return Measurement(
-            seconds=ended - began,
-            cpu_seconds=after.cpu_seconds - before.cpu_seconds + driver_after - driver_before,
-            num_tokens=num_tokens,
-            num_padded_tokens=0,
-            base_bytes=self._base.resident_bytes,
-            peak_bytes=after.peak_bytes,
-            loss=loss,
-            scoring_seconds=self._first_called - self._started,
-        )
+        first, last = self._ticks
+        found = totals(task, task.by_length, self._base, first, last, loss)
+        return dataclasses.replace(found, scoring_seconds=self._first_called - self._started)
 
 
 class _Pending:
