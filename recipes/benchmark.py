@@ -9,7 +9,9 @@ threads and a random Qwen2 of 4 M parameters:
     bare          plain PyTorch SFT: padded rows, logits at all positions, AdamW, clipped gradients, nothing else;
                   micro-batches grouped by length, the same as the workers'. The others are compared with it.
     bare, mixed   the same in micro-batches of eight rows as they come: what TRL does, where TRL is not installed
-    trl dft       TRL's SFTTrainer(loss_type="dft"), eight rows a backward pass, without gradient checkpointing
+    trl dft       TRL's SFTTrainer(loss_type="dft"), eight rows a backward pass, without gradient checkpointing;
+                  only if installed, or in a directory of its own, where it disturbs nothing:
+                  pip install --no-deps --target <dir> trl, then benchmark.trl_path=<dir>
     sft, dft, ... the methods through Ray, OfflineActorWorker, verl's engine and FSDP2, driven by the trainer itself
 
 A figure is a total over all steps but the first, which warms up: real tokens a second of wall-clock time; time and CPU
@@ -85,8 +87,8 @@ def _contenders(settings: BenchmarkConfig, task: Task, directory: Path) -> dict[
         BARE: functools.partial(_in_fresh_process, bare_loop, task, task.by_length),
         MIXED: functools.partial(_in_fresh_process, bare_loop, task, task.mixed),
     }
-    if _version("trl"):
-        found[TRL] = functools.partial(_in_fresh_process, trl_dft, task)
+    if _version("trl", settings.trl_path):
+        found[TRL] = functools.partial(_in_fresh_process, trl_dft, task, settings.trl_path)
     else:
         logger.info("TRL is not installed: left out ('%s' pads as it does)", MIXED)
     return found | {name: functools.partial(worker_path, task, name, directory) for name in settings.methods}
@@ -146,17 +148,16 @@ def _notes(settings: BenchmarkConfig, results: dict[str, Measurement]) -> list[s
         ),
         f"Machine: {cluster.hardware()}; load {os.getloadavg()[0]:.1f} at the end.",
         f"Date: {datetime.date.today().isoformat()}. Versions: "
-        + ", ".join(f"{name} {version}" for name in PACKAGES if (version := _version(name)))
+        + ", ".join(f"{name} {version}" for name in PACKAGES if (version := _version(name, settings.trl_path)))
         + ".",
         f"Command: `python -m recipes.benchmark {shlex.join(sys.argv[1:])}`",
     ]
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _version(name: str, directory: str | None = None) -> str | None:
+    """Version of a package that is installed, or lies in `directory`."""
+    path = [*([directory] if directory else []), *sys.path]
+    return next((found.version for found in importlib.metadata.distributions(name=name, path=path)), None)
 
 
 def _write(
@@ -169,7 +170,7 @@ def _write(
         shown.add_column(heading, justify="left" if heading == "contender" else "right")
     for row in cells[1:]:
         shown.add_row(*row)
-    Console(stderr=True).print(shown, *notes, sep="\n")
+    Console(stderr=True, width=None if sys.stderr.isatty() else 120).print(shown, *notes, sep="\n")
     record = {
         "settings": compose.to_dict(settings),
         "notes": notes,

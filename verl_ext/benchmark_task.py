@@ -55,7 +55,7 @@ def make_task(settings: BenchmarkConfig, directory: Path) -> Task:
         num_steps=settings.num_steps + 1,
         batch_size=settings.batch_size,
         max_tokens_per_micro_batch=settings.max_tokens_per_micro_batch,
-        learning_rate=1e-3,
+        learning_rate=1e-4,
         lr_schedule="constant",
         warmup_fraction=0.0,
         seed=settings.seed,

@@ -229,6 +229,7 @@ class BenchmarkConfig:
     max_tokens_per_micro_batch: PositiveInt = 4096  # padded
     max_length: PositiveInt = 768  # tokens; longer rows are cut there
     threads: PositiveInt = 1  # of torch
+    trl_path: str | None = None  # directory to import TRL from, for its own process alone; None: where it is installed
     rounds: PositiveInt = 1  # times that all contenders take their turn; the median round counts
     seed: int = 0
 

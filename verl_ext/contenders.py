@@ -6,6 +6,7 @@ which warms up. Each is to run in a fresh process.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -98,11 +99,13 @@ def _padded(task: Task, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     return inputs, labels
 
 
-def trl_dft(task: Task) -> Measurement:
+def trl_dft(task: Task, path: str | None = None) -> Measurement:
     """TRL's SFTTrainer with loss_type="dft" on the same rows in the same steps, eight rows a backward pass.
 
-    Gradient checkpointing, TRL's default, is off, since no other contender recomputes. Raises ImportError without TRL.
+    Gradient checkpointing, TRL's default, is off, since no other contender recomputes. TRL is imported from `path`
+    where given. Raises ImportError without TRL.
     """
+    sys.path[:0] = [path] if path else []
     import datasets
     import torch
     from trl import SFTConfig, SFTTrainer
