@@ -1,0 +1,122 @@
+"""What the benchmark gives to its contenders, and what it says about them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from recipes import benchmark
+from verl_ext import artifacts, benchmark_task, prompting
+from verl_ext.config import BenchmarkConfig, TrainConfig
+from verl_ext.contenders import Measurement, totals
+from verl_ext.embedded import policy
+from verl_ext.errors import UserError
+from verl_ext.usage import Usage, usage
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("tokenizer")
+    for name, text in policy.tokenizer_files().items():
+        (path / name).write_text(text, encoding="utf-8")
+    return prompting.load_tokenizer(path)
+
+
+def write_problems(path: Path, *rows: dict[str, str]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_rows_are_cut_at_the_maximum_length_and_too_long_problems_left_out(tokenizer: Any, tmp_path: Path) -> None:
+    problems = write_problems(
+        tmp_path / "problems.jsonl",
+        {"problem": "What is 1+1?", "solution": "It is \\boxed{2}."},
+        {"problem": "What is 1+2?", "solution": "It is " + "3, " * 100 + "\\boxed{3}."},
+        {"problem": "1+" * 100, "solution": "It is \\boxed{100}."},
+    )
+    settings = BenchmarkConfig(problems=str(problems), max_length=64)
+    rows = benchmark_task.positives(settings, tokenizer).to_pylist()
+    assert [row["sample_id"] for row in rows] == ["0", "1"]
+    assert rows[0]["response_token_ids"] == prompting.encode_response(tokenizer, "It is \\boxed{2}.")
+    assert len(rows[1]["prompt_token_ids"]) + len(rows[1]["response_token_ids"]) == 64
+
+
+def test_a_file_without_a_row_that_fits_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    problems = write_problems(tmp_path / "problems.jsonl", {"problem": "1+" * 100, "solution": "\\boxed{100}"})
+    with pytest.raises(UserError, match="none of 1 rows has a problem shorter than benchmark.max_length=64"):
+        benchmark_task.positives(BenchmarkConfig(problems=str(problems), max_length=64), tokenizer)
+
+
+def test_every_contender_gets_the_same_rows_in_the_same_steps() -> None:
+    rows: list[dict[str, Any]] = []
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        ids = {"prompt_token_ids": [1] * 5, "response_token_ids": [2] * int(rng.integers(1, 60))}
+        rows.append({"sample_id": str(index), "prompt_id": "", "behavior_log_probs": None, "quality": 1.0, **ids})
+    table = pa.Table.from_pylist(rows, schema=artifacts.SCHEMAS["positives"])
+    train = TrainConfig(num_steps=3, batch_size=16, max_tokens_per_micro_batch=200)
+    by_length, mixed = benchmark_task.plan_steps(table, train)
+    assert [len(step) for step in mixed] == [2, 2, 2]
+    for grouped, as_drawn in zip(by_length, mixed, strict=True):
+        assert sorted(np.concatenate(grouped)) == sorted(np.concatenate(as_drawn))
+
+
+def measured(seconds: float, padded: int) -> Measurement:
+    return Measurement(
+        seconds=seconds,
+        cpu_seconds=seconds,
+        num_tokens=1000,
+        num_padded_tokens=padded,
+        base_bytes=100 * 2**20,
+        peak_bytes=250 * 2**20,
+        loss=1.5,
+    )
+
+
+def test_the_table_compares_with_the_bare_loop_and_with_trl() -> None:
+    results = {benchmark.BARE: measured(2.0, 1080), benchmark.TRL: measured(4.0, 1540), "dft": measured(2.5, 1080)}
+    cells = benchmark.to_cells(benchmark.figures(results))
+    assert cells[0][:6] == ["contender", "tokens/s", "x time", "x CPU time", "x TRL", "padding"]
+    assert cells[3] == ["dft", "400", "1.25", "1.25", "1.60", "1.08", "250", "150", "1.5000"]
+    assert "x TRL" not in benchmark.to_cells(benchmark.figures({benchmark.BARE: measured(1.0, 1000)}))[0]
+    assert benchmark.to_markdown(cells, ["a note"]).splitlines() == [
+        "| " + " | ".join(cells[0]) + " |",
+        "| --- |" + " ---: |" * 8,
+        *("| " + " | ".join(row) + " |" for row in cells[1:]),
+        "",
+        "- a note",
+    ]
+
+
+def test_a_batch_that_trl_cannot_cut_is_refused() -> None:
+    with pytest.raises(UserError, match=r"benchmark\.batch_size=20 is not a multiple of 8.*Use 16\."):
+        benchmark._check(BenchmarkConfig(batch_size=20))
+
+
+def test_totals_leave_out_the_first_step() -> None:
+    task = benchmark_task.Task(
+        model_path=Path(),
+        data=Path(),
+        train=TrainConfig(),
+        max_length=8,
+        threads=1,
+        prompts=[np.ones(1), np.ones(2)],
+        responses=[np.ones(3), np.ones(4)],
+        by_length=[],
+        mixed=[],
+    )
+    before, after = (Usage(cpu_seconds=s, resident_bytes=1, peak_bytes=int(s)) for s in (2.0, 5.0))
+    plan = [[np.array([0])], [np.array([0, 1])]]
+    found = totals(task, plan, before, (10.0, before), (14.0, after), loss=0.0)
+    assert (found.seconds, found.cpu_seconds, found.num_tokens, found.num_padded_tokens) == (4.0, 3.0, 10, 12)
+
+
+def test_the_peak_of_a_process_is_at_least_what_it_holds() -> None:
+    found = usage()
+    assert found.peak_bytes >= found.resident_bytes > 0
+    assert found.cpu_seconds > 0
