@@ -182,7 +182,7 @@ def _set_threads(count: int) -> None:
 def _architecture(path: str) -> dict[str, Any]:
     """What must be equal for weights to be swapped in place: config.json without names, dtypes and versions."""
     content = json.loads((Path(path) / "config.json").read_text())
-    ignored = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+    ignored = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "attn_implementation"}
     return {key: value for key, value in content.items() if key not in ignored}
 
 

@@ -118,10 +118,11 @@ def test_three_steps_through_verl_equal_a_bare_pytorch_loop(
     for record, (loss, norm) in zip(read_log(run), expected, strict=True):
         assert record["loss"] == pytest.approx(loss, rel=1e-5)
         assert record["grad_norm"] == pytest.approx(norm, rel=1e-5)
-    for name, value in weights(run).items():
-        # norms, since AdamW turns the rounding of a gradient that is nearly zero into a step of the size of lr
-        difference = torch.linalg.vector_norm(value - final[name]) / torch.linalg.vector_norm(final[name])
-        assert difference < 1e-5, name
+    trained = weights(run)
+    # One norm over all weights: where a gradient is zero but for rounding (keys' biases, to which softmax is blind),
+    # AdamW turns the rounding into steps of the size of the learning rate.
+    flat = [torch.cat([state[name].flatten() for name in trained]) for state in (trained, final)]
+    assert torch.linalg.vector_norm(flat[0] - flat[1]) / torch.linalg.vector_norm(flat[1]) < 1e-5
 
 
 @pytest.mark.parametrize(("method", "params"), METHODS[1:3])
