@@ -122,8 +122,8 @@ def run(config: Config) -> None:
             raise UserError(f"Checkpoint '{name}': '{path}' has no config.json. Give the Hugging Face directory.")
     benchmarks = settings.benchmarks or {name: str(layout.benchmark(name)) for name in config.data.benchmarks}
     output_dir = Path(settings.output_dir).resolve() if settings.output_dir else layout.run_dir / "evaluate"
-    for path in benchmarks.values():
-        artifacts.read(path, "prompts", columns=["prompt_id"])
+    for prompts in benchmarks.values():
+        artifacts.read(prompts, "prompts", columns=["prompt_id"])
     samplers: list[Any] = []
 
     def start_samplers() -> list[Any]:

@@ -39,7 +39,7 @@ def compose(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) -> Con
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"The configuration cannot be composed: {error}") from error
     assert isinstance(composed, dict)
-    config: Config = validate(Config, composed)
+    config: Config = validate(Config, {str(key): value for key, value in composed.items()})
     return dataclasses.replace(config, model=_located(config.model))
 
 

@@ -203,7 +203,7 @@ class _Loop:
 
     def _step(self, step: int) -> dict[str, Any]:
         began = time.monotonic()
-        batch, num_tokens = self._prepared.pop(step, None) or self._prepare(step)
+        batch, num_tokens = self._prepared.pop(step) if step in self._prepared else self._prepare(step)
         pending = self.workers.train_batch(batch)
         if step + 1 < self.total:  # while the workers compute
             self._prepared[step + 1] = self._prepare(step + 1)
