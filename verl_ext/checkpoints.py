@@ -36,6 +36,17 @@ def staging_directory(steps_dir: Path, step: int) -> Path:
     return path
 
 
+def state_dtype(huggingface: Path, dtype: str) -> None:
+    """Write the dtype of the saved weights into config.json: verl leaves the default of the class that it saves with.
+
+    Whoever loads the checkpoint without naming a dtype gets this one; fp32 weights would silently be run in bf16.
+    """
+    path = huggingface / "config.json"
+    content = json.loads(path.read_text())
+    content.pop("torch_dtype", None)
+    path.write_text(json.dumps({**content, "dtype": dtype}, indent=2) + "\n")
+
+
 def commit(staging: Path, steps_dir: Path, step: int, lineage: Lineage, state: Mapping[str, Any]) -> Path:
     """Seal a saved directory: trainer state, fsync of every file, manifest with hashes, rename."""
     (staging / STATE).write_text(json.dumps(dict(state), indent=1))

@@ -256,6 +256,7 @@ class _Loop:
     def _save(self, step: int) -> None:
         staging = checkpoints.staging_directory(self.steps_dir, step)
         self.workers.save_checkpoint(str(staging), global_step=step)
+        checkpoints.state_dtype(staging / "huggingface", "float32")  # the dtype of the master weights
         if step == self.total:
             self._write_probe(staging / "huggingface" / checkpoints.PROBE)
         state = {"step": step, "records": self.records, "skipped_in_a_row": self.skipped_in_a_row}

@@ -127,3 +127,25 @@ def test_an_adapter_itself_takes_verls_own_way(monkeypatch: pytest.MonkeyPatch) 
     extension.update_weights_from_ipc(peft_config={"r": 8}, base_sync_done=True, use_shm=True)
     assert adapters == [{"peft_config": {"r": 8}, "base_sync_done": True, "use_shm": True}]
     assert not reloads
+
+
+def test_embeddings_are_packed_again_after_the_weights_were_reloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    class Embedding(torch.nn.Module):
+        quant_method = SimpleNamespace(process_weights_after_loading=lambda layer: events.append("packed"))
+
+    class Runner:
+        def get_model(self) -> torch.nn.Module:
+            return torch.nn.Sequential(Embedding(), torch.nn.Linear(2, 2))
+
+        def reload_weights(self, weights_path: str) -> None:
+            events.append(f"reloaded {weights_path}")
+
+    name = "vllm.model_executor.layers.vocab_parallel_embedding"
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(VocabParallelEmbedding=Embedding))
+    module: Any = ModuleType("vllm.v1.worker.gpu_model_runner")
+    module.GPUModelRunner = Runner
+    patches._repack_output_embeddings_after_reload(module)
+    Runner().reload_weights(weights_path="checkpoint")
+    assert events == ["reloaded checkpoint", "packed"]
