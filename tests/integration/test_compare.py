@@ -83,17 +83,17 @@ def test_killed_in_rollout_in_train_and_in_evaluate_it_ends_in_the_same_table(tm
     ("override", "message"),
     [
         (
-            "experiment.rows=[{name: a, label: A, method: dtf, data: samples}]",
+            "experiment.rows=[{name: sft, label: A, method: dtf, data: samples}]",
             "Method 'dtf' is unknown (did you mean 'dft'?)",
         ),
-        ("experiment.rows=[{name: a, label: A, method: sft}]", "names no data"),
+        ("experiment.rows=[{name: sft, label: A, method: sft}]", "names no data"),
         (
-            "experiment.rows=[{name: a, label: A, method: dft, data: samples, params: {levle: token}}]",
-            "Unknown key 'experiment.rows.a.params.levle' (did you mean 'level'?)",
+            "experiment.rows=[{name: sft, label: A, method: dft, data: samples, params: {levle: token}}]",
+            "Unknown key 'experiment.rows.sft.params.levle' (did you mean 'level'?)",
         ),
         (
-            "experiment.rows=[{name: a, label: A, method: sft, data: samples, train: {lr: 1}}]",
-            "Unknown key 'experiment.rows.a.train.lr'",
+            "experiment.rows=[{name: sft, label: A, method: sft, data: samples, train: {lr: 1}}]",
+            "Unknown key 'experiment.rows.sft.train.lr'",
         ),
         ("experiment.baseline=stf", "is no row (did you mean 'sft'?)"),
         ("cluster.ranks_per_node=3", "train.batch_size=64 cannot be divided evenly among 3 ranks"),
