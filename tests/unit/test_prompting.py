@@ -123,8 +123,8 @@ def test_a_missing_tokenizer_is_refused_with_its_path(tmp_path):
 
 
 def test_equal_vocabularies_pass(tokenizer, directory):
-    prompting.check_vocabulary(tokenizer, directory)
-    prompting.check_vocabulary(tokenizer, directory / "config.json")
+    for model_config in (directory, directory / "config.json"):
+        assert prompting.check_vocabulary(tokenizer, model_config) is None
 
 
 def test_a_larger_vocabulary_is_refused_with_both_sizes(tokenizer):
