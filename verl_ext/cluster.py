@@ -42,7 +42,7 @@ def environment(cluster: ClusterConfig) -> dict[str, str]:
 
 
 def start_ray(cluster: ClusterConfig, num_engines: int = 1) -> None:
-    """Connect to `cluster.address`, or start a local cluster bound to loopback; does nothing when connected.
+    """Connect to `cluster.address`, or start a local one without a dashboard; does nothing when connected.
 
     A local CPU cluster declares as many fake GPUs as ranks and engines: verl's placement groups ask for them.
     """
@@ -69,7 +69,6 @@ def start_ray(cluster: ClusterConfig, num_engines: int = 1) -> None:
     directory = tempfile.mkdtemp(prefix="ray-")
     ray.init(
         include_dashboard=False,
-        _node_ip_address="127.0.0.1",
         _temp_dir=directory,
         object_store_memory=_STORE,
         **options,
