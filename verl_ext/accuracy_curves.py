@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from verl_ext import images
 from verl_ext.artifacts import write_bytes_atomically
 from verl_ext.intervals import Estimate
 from verl_ext.laboratory.canvas import QUIET, style
@@ -38,24 +39,13 @@ class Panel:
 
 def write(panels: Sequence[Panel], path: Path, *, k: int, benchmarks: Sequence[str]) -> None:
     """`path` with .png, .svg and .csv; benchmarks are those that the accuracy is the mean of."""
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": path.name, "font.family": "DejaVu Sans", "text.parse_math": False}):
-        figure = _draw(panels, k, benchmarks)
-        for suffix in ("png", "svg"):
-            stream = io.BytesIO()
-            metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-            figure.savefig(stream, format=suffix, dpi=_DPI, facecolor="white", metadata=metadata)
-            write_bytes_atomically(path.with_suffix(f".{suffix}"), stream.getvalue())
+    for suffix, image in images.render(lambda: _draw(panels, k, benchmarks), salt=path.name).items():
+        write_bytes_atomically(path.with_suffix(f".{suffix}"), image)
     write_bytes_atomically(path.with_suffix(".csv"), _to_csv(panels).encode())
 
 
 def _draw(panels: Sequence[Panel], k: int, benchmarks: Sequence[str]) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH * len(panels), _HEIGHT), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = images.new_figure(_WIDTH * len(panels), _HEIGHT, _DPI, layout="constrained")
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     labels = list(dict.fromkeys(label for panel in panels for label in panel.lines))
     shades = colours(labels)

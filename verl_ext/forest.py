@@ -7,10 +7,10 @@ tell them apart, and so does the side of zero), a hollow grey one is not.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from verl_ext import images
 from verl_ext.report import Row, Table, interval, percent
 from verl_ext.statistics import Difference
 
@@ -30,41 +30,19 @@ _MAX_COLUMNS = 5
 _MAX_LABEL = 34  # characters
 
 
-def render(table: Table, formats: tuple[str, ...] = ("png", "svg")) -> dict[str, bytes]:
+def render(table: Table, formats: Sequence[str] = images.FORMATS) -> images.Images:
     """The figure in each format: equal tables give equal bytes on one machine."""
-    import matplotlib
-
-    with matplotlib.rc_context(
-        {
-            "svg.hashsalt": "forest",
-            "svg.fonttype": "path",
-            "font.family": "DejaVu Sans",
-            "text.parse_math": False,  # a `$` in a label is a `$`
-        }
-    ):
-        figure = _draw(table)
-        images = {}
-        for name in formats:
-            stream = io.BytesIO()
-            # Neither a date nor a version in the file, so that the same table gives the same bytes.
-            metadata: dict[str, Any] = {"Date": None} if name == "svg" else {"Software": None}
-            figure.savefig(stream, format=name, dpi=_DPI, facecolor="white", metadata=metadata)
-            images[name] = stream.getvalue()
-    return images
+    return images.render(lambda: _draw(table), formats, salt="forest")
 
 
 def _draw(table: Table) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lines = _lines(table)
     names = list(table.benchmarks) if len(table.benchmarks) > 1 else []
     columns = max(min(len(names), _MAX_COLUMNS), 1)
     num_bands = -(-len(names) // columns)
     large, small = _ROW * len(lines), _SMALL_ROW * len(lines)
     height = _TITLE + large + _AXIS + (_SUBTITLE + num_bands * (_PANEL_TITLE + small) if names else 0.0)
-    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI)
-    FigureCanvasAgg(figure)
+    figure = images.new_figure(_WIDTH, height, _DPI)
     labels = max(1.1, min(0.5 + 0.09 * max(len(_short(row.label)) for row in table.rows), 3.2))
 
     def panel(x: float, top: float, width: float, tall: float) -> Axes:

@@ -6,10 +6,10 @@ on use, and equal numbers give equal bytes on one machine.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from verl_ext import images
 from verl_ext.forest import COLOURS
 from verl_ext.published_comparison import AVERAGE, Beside
 
@@ -21,34 +21,17 @@ _PANEL, _LABELS, _ROW, _FRAME, _DPI = 1.75, 2.6, 0.27, 1.1, 200  # inches, and d
 _INK, _RULE = "#1f1f1f", "#d9d9d9"
 
 
-def render(found: Sequence[Beside], formats: Sequence[str] = ("png", "svg")) -> dict[str, bytes]:
+def render(found: Sequence[Beside], formats: Sequence[str] = images.FORMATS) -> images.Images:
     """The figure in each format; nothing where nothing was found."""
-    import matplotlib
-
-    if not found:
-        return {}
-    with matplotlib.rc_context(
-        {"svg.hashsalt": "published", "svg.fonttype": "path", "font.family": "DejaVu Sans", "text.parse_math": False}
-    ):
-        figure, images = _draw(found), {}
-        for name in formats:
-            stream = io.BytesIO()
-            metadata: dict[str, Any] = {"Date": None} if name == "svg" else {"Software": None}
-            figure.savefig(stream, format=name, dpi=_DPI, facecolor="white", metadata=metadata)
-            images[name] = stream.getvalue()
-    return images
+    return images.render(lambda: _draw(found), formats, salt="published") if found else {}
 
 
 def _draw(found: Sequence[Beside]) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lines = list(dict.fromkeys(_line(item) for item in found))
     benchmarks = list(dict.fromkeys(item.number.benchmark for item in found))
     benchmarks.sort(key=lambda name: name != AVERAGE)  # it stands first
-    size = (_LABELS + _PANEL * len(benchmarks), _FRAME + _ROW * len(lines))
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    width, height = _LABELS + _PANEL * len(benchmarks), _FRAME + _ROW * len(lines)
+    figure = images.new_figure(width, height, _DPI, layout="constrained")
     reach = 105 * max(max(-item.difference.low, item.difference.high) for item in found)
     for axes, benchmark in zip(
         figure.subplots(1, len(benchmarks), sharey=True, squeeze=False)[0], benchmarks, strict=True

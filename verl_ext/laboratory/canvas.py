@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from verl_ext import images
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Images = dict[str, bytes]  # format -> content
-FORMATS = ("png", "svg")
 INK, QUIET, RULE = "#1f1f1f", "#5f5f5f", "#d9d9d9"
 _WIDTH, _ROW_HEIGHT, _DPI = 10.5, 3.3, 160  # inches, inches, dots an inch
 _LEGEND_COLUMNS = 5
@@ -69,35 +68,19 @@ def render(
     formats: Sequence[str],
     title: str,
     shades: Mapping[str, str],
-) -> Images:
+) -> images.Images:
     """A figure of `num_rows` rows of panels, under its title and a legend (label -> colour)."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(
-        {
-            "svg.hashsalt": "laboratory",
-            "svg.fonttype": "path",
-            "font.family": "DejaVu Sans",
-            "text.parse_math": False,  # a `$` in a label is a `$`
-        }
-    ):
+    def compose() -> Figure:
         head = 0.85 + 0.24 * -(-len(shades) // _LEGEND_COLUMNS)
         height = _ROW_HEIGHT * num_rows + head - 0.4
-        figure = Figure(figsize=(_WIDTH, height), dpi=_DPI)
-        FigureCanvasAgg(figure)
+        figure = images.new_figure(_WIDTH, height, _DPI)
         figure.subplots_adjust(
             left=0.065, right=0.985, top=1 - head / height, bottom=0.55 / height, wspace=0.27, hspace=0.42
         )
         draw(figure)
         _write_legend(figure, shades, 1 - 0.42 / height)
         figure.text(0.02, 1 - 0.27 / height, title, fontsize=12.5, color=INK, fontweight="bold", va="center")
-        images = {}
-        for name in formats:
-            stream = io.BytesIO()
-            # Neither a date nor a version in the file, so that the same inputs give the same bytes.
-            metadata: dict[str, Any] = {"Date": None} if name == "svg" else {"Software": None}
-            figure.savefig(stream, format=name, dpi=_DPI, facecolor="white", metadata=metadata)
-            images[name] = stream.getvalue()
-    return images
+        return figure
+
+    return images.render(compose, formats, salt="laboratory")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from verl_ext.laboratory.canvas import FORMATS, QUIET, Images, plain_ticks, render, style
+from verl_ext.images import FORMATS, Images
+from verl_ext.laboratory.canvas import QUIET, plain_ticks, render, style
 from verl_ext.laboratory.curves import (
     NUM_TOKENS,
     REFERENCE_PROBABILITY,

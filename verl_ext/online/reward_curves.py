@@ -5,18 +5,19 @@ matplotlib is loaded on use.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from verl_ext import images
 from verl_ext.errors import UserError
 from verl_ext.online.journal import LOG, read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito: told apart by anyone
 _INK, _QUIET = "#1f1f1f", "#5f5f5f"
@@ -71,21 +72,16 @@ def table(groups: Mapping[str, Sequence[Records]], window: int = 5) -> str:
 
 def render(groups: Mapping[str, Sequence[Records]], title: str, window: int = 5, form: str = "png") -> bytes:
     """The figure; equal logs give equal bytes on one machine."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.hashsalt": "curves", "svg.fonttype": "path", "font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=_DPI, layout="constrained")
-        FigureCanvasAgg(figure)
+    def draw() -> Figure:
+        figure = images.new_figure(_WIDTH, _HEIGHT, _DPI, layout="constrained")
         axes = figure.add_subplot()
         for colour, (name, runs) in zip(COLOURS, groups.items(), strict=False):
             _draw(axes, name, runs, colour, window)
         _dress(axes, title, window)
-        stream = io.BytesIO()
-        metadata: dict[str, Any] = {"Date": None} if form == "svg" else {"Software": None}
-        figure.savefig(stream, format=form, dpi=_DPI, facecolor="white", metadata=metadata)
-    return stream.getvalue()
+        return figure
+
+    return images.render(draw, [form], salt="curves")[form]
 
 
 def _draw(axes: Axes, name: str, runs: Sequence[Records], colour: str, window: int) -> None:
