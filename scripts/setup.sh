@@ -9,7 +9,8 @@ usage() {
     cat <<'TEXT'
 usage: scripts/setup.sh [--gpu] [--test]
 
-  --gpu    the CUDA stack of docker/requirements-gpu.txt in place of the CPU stack of docker/requirements-cpu.txt
+  --gpu    the CUDA stack of docker/requirements-gpu.txt in place of the CPU stack of docker/requirements-cpu.txt;
+           an environment that has it keeps it without being told again
   --test   also what scripts/test.sh needs (docker/requirements-test.txt)
 
 environment:
@@ -19,7 +20,9 @@ environment:
 TEXT
 }
 
+mark=$venv/.setup-mark
 stack=cpu
+[[ $(cat "$mark" 2>/dev/null) != "gpu "* ]] || stack=gpu
 with_tests=
 for argument in "$@"; do
     case $argument in
@@ -201,7 +204,6 @@ if [ "$base_ready" ] && { [ -z "$with_tests" ] || [ "$tests_ready" ]; }; then
     say "ready: $venv ($stack stack, Python $python_version), nothing changed"
     exit 0
 fi
-mark=$venv/.setup-mark
 built=$(cut -d' ' -f1 "$mark" 2>/dev/null || echo "$stack")
 [ "$built" = "$stack" ] ||
     fail "$venv holds the $built stack" "set VENV to another directory for the $stack stack, or remove that one"

@@ -216,6 +216,7 @@ def test_a_ray_job_manifest_has_one_pod_a_node() -> None:
         (container,) = group["template"]["spec"]["containers"]
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
         assert {"name": "runs", "mountPath": "/shared"} in container["volumeMounts"]
+        assert group["template"]["spec"]["securityContext"]["fsGroup"] > 0  # the image's user is not root
     config = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, num_nodes=1))
     assert yaml.safe_load(kuberay.manifest(config, command, None))["spec"]["rayClusterSpec"]["workerGroupSpecs"] == []
 

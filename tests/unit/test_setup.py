@@ -119,6 +119,14 @@ def test_a_python_without_wheels_is_refused_with_the_one_to_install(tmp_path: Pa
     assert not (tmp_path / "venv").exists()
 
 
+def test_an_environment_of_the_gpu_stack_stays_one_where_nothing_is_said(tmp_path: Path) -> None:
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv/.setup-mark").write_text(f"gpu {tmp_path / 'venv'}\n")
+    old_python = write_program(tmp_path / "bin/old-python", "3.8")
+    outcome = run_setup(tmp_path, PYTHON=str(old_python))
+    assert f"the gpu stack's wheels are pinned for Python 3.11 and 3.12 only: {old_python} is 3.8" in outcome.stderr
+
+
 needs_the_pinned_platform = pytest.mark.skipif(
     (platform.system(), platform.machine(), sys.version_info[:2]) != ("Linux", "x86_64", (3, 11)),
     reason="setup.sh refuses other platforms than Linux x86_64 with Python 3.11 before it comes to this check",

@@ -19,6 +19,8 @@ from verl_ext.config import Config
 from verl_ext.errors import UserError
 from verl_ext.launch.command import Command
 
+_GROUP = 1000  # any will do
+
 
 def manifest(config: Config, command: Command, stages: Sequence[str] | None) -> str:
     """The YAML document. Raises UserError without an image, or where `run_dir` is not on the mounted volume."""
@@ -84,4 +86,5 @@ def _pod(config: Config, name: str) -> dict[str, Any]:
         "resources": {"requests": resources, "limits": resources},
         "volumeMounts": mounts,
     }
-    return {"spec": {"containers": [container], "volumes": volumes}}
+    owner = {"fsGroup": _GROUP}  # the image's user is not root: the volume has to be writable for a group it is in
+    return {"spec": {"securityContext": owner, "containers": [container], "volumes": volumes}}
