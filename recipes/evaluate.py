@@ -31,6 +31,7 @@ from verl_ext.locks import hold
 from verl_ext.verification import disagreements
 from verl_ext.verification.rubric import BOTH, Rubric
 from verl_ext.verifier import Verifier
+from verl_ext.vllm_sampler import SamplingRequest
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def evaluate(
     Finished benchmarks are skipped; shards that an earlier run finished are kept.
     """
     settings = config.evaluate
-    request = sampling.SamplingRequest(
+    request = SamplingRequest(
         n=settings.k,
         temperature=settings.temperature,
         top_p=settings.top_p,
@@ -67,7 +68,7 @@ def _evaluate(
     config: Config,
     checkpoint: Path,
     outputs: Mapping[str, tuple[Path, Path]],
-    request: sampling.SamplingRequest,
+    request: SamplingRequest,
     rubric: Rubric,
     rewards: Mapping[str, Mapping[str, str]],
     start_samplers: Callable[[], list[Any]],

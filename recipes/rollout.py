@@ -19,6 +19,7 @@ from verl_ext.config import Config
 from verl_ext.console import Progress
 from verl_ext.layout import RunLayout
 from verl_ext.locks import hold
+from verl_ext.vllm_sampler import SamplingRequest
 
 PACKAGES = ("vllm", "torch", "transformers")
 
@@ -28,7 +29,7 @@ def rollout(config: Config, start_samplers: Callable[[], list[Any]]) -> Path:
     layout, settings = RunLayout.of(config.run_dir), config.rollout
     prompts_path = Path(settings.prompts).resolve() if settings.prompts else layout.prompts("train")
     output = Path(settings.output).resolve() if settings.output else layout.rollouts
-    request = sampling.SamplingRequest(
+    request = SamplingRequest(
         n=settings.n,
         temperature=settings.temperature,
         top_p=settings.top_p,
@@ -47,7 +48,7 @@ def _sample(
     config: Config,
     prompts: pa.Table,
     prompts_path: Path,
-    request: sampling.SamplingRequest,
+    request: SamplingRequest,
     output: Path,
     lineage: artifacts.Lineage,
     start_samplers: Callable[[], list[Any]],
@@ -73,7 +74,7 @@ def _sample(
 
 
 def sampling_lineage(
-    stage: str, config: Config, request: sampling.SamplingRequest, shard_size: int, prompts: Path, weights: Path
+    stage: str, config: Config, request: SamplingRequest, shard_size: int, prompts: Path, weights: Path
 ) -> artifacts.Lineage:
     """What samples depend on: weights, prompts, decoding, and on a CPU the size of a shard (its batch composition)."""
     model: dict[str, Any] = {key: getattr(config.model, key) for key in ("max_prompt_length", "prompt_template")}

@@ -19,6 +19,7 @@ import pyarrow as pa
 from verl_ext import artifacts, cluster, curation, sampling
 from verl_ext.config import ClusterConfig, FlowConfig
 from verl_ext.usage import PeakMemory
+from verl_ext.vllm_sampler import SamplingRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class StandIn:
     def __init__(self, num_tokens: int):
         self._num_tokens = num_tokens
 
-    def sample(self, path: str, prompts: pa.Table, request: sampling.SamplingRequest, shard: int) -> pa.Table:
+    def sample(self, path: str, prompts: pa.Table, request: SamplingRequest, shard: int) -> pa.Table:
         """Rollouts of `request.n` responses to each prompt, in order; the arguments are those of `Sampler.sample`."""
         return synthetic_rollouts(prompts, request.n, self._num_tokens, request.shard_seed(shard))
 
@@ -124,7 +125,7 @@ def _sample(prompts: pa.Table, settings: FlowConfig, output: Path) -> None:
     import ray
 
     engine: Any = ray.remote(StandIn).options(num_cpus=0).remote(settings.response_tokens)
-    request = sampling.SamplingRequest(
+    request = SamplingRequest(
         n=settings.n, temperature=1.0, top_p=1.0, max_tokens=settings.response_tokens, seed=settings.seed
     )
     slices = sampling.shard_prompts(prompts, settings.shard_size)

@@ -17,8 +17,9 @@ from tests.faults import stages
 from tests.faults.harness import injected
 from verl_ext import artifacts, judging, sampling
 from verl_ext.config import ModelConfig, SamplerConfig, VerifyConfig
+from verl_ext.vllm_sampler import Sampler, SamplingRequest
 
-REQUEST = sampling.SamplingRequest(n=2, temperature=1.0, top_p=1.0, max_tokens=4, seed=0)
+REQUEST = SamplingRequest(n=2, temperature=1.0, top_p=1.0, max_tokens=4, seed=0)
 
 
 def _twice(blocks: list[pa.Table]) -> list[pa.Table]:
@@ -97,7 +98,7 @@ class Engine:
 
 
 def _sample(way: str) -> pa.Table:
-    sampler = sampling.Sampler(ModelConfig(), SamplerConfig(), on_cpu=True)
+    sampler = Sampler(ModelConfig(), SamplerConfig(), on_cpu=True)
     sampler._llm, sampler._loaded = Engine(way), "weights"
     prompts = pa.table(
         {

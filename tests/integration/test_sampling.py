@@ -17,8 +17,9 @@ from tests.integration.test_training import make_run
 from verl_ext import artifacts, checkpoints, sampling, trainer
 from verl_ext.config import ClusterConfig, ModelConfig, SamplerConfig
 from verl_ext.errors import UserError
+from verl_ext.vllm_sampler import SamplingRequest
 
-REQUEST = sampling.SamplingRequest(n=3, temperature=1.0, top_p=1.0, max_tokens=20, seed=7)
+REQUEST = SamplingRequest(n=3, temperature=1.0, top_p=1.0, max_tokens=20, seed=7)
 
 
 @pytest.fixture(scope="module")
