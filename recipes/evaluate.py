@@ -11,6 +11,7 @@ of which evaluate.grader and evaluate.extraction replace the first two.
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -34,6 +35,26 @@ from verl_ext.verifier import Verifier
 from verl_ext.vllm_sampler import SamplingRequest
 
 logger = logging.getLogger(__name__)
+
+
+class RunningAccuracy:
+    """Mean reward of each benchmark over all of its samples that were judged so far, by an earlier run too."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = defaultdict(int)
+        self._sums: dict[str, float] = defaultdict(float)
+
+    def add(self, benchmark: str, samples: pa.Table) -> None:
+        self._counts[benchmark] += len(samples)
+        self._sums[benchmark] += float(np.sum(samples["reward"]))
+
+    @property
+    def num_samples(self) -> int:
+        return sum(self._counts.values())
+
+    def __str__(self) -> str:
+        """`math500 0.4125, minerva 0.25`, in the order in which they were begun."""
+        return ", ".join(f"{name} {self._sums[name] / count:.4g}" for name, count in self._counts.items())
 
 
 def evaluate(
@@ -77,6 +98,7 @@ def _evaluate(
     settings = config.evaluate
     open_shards: dict[str, artifacts.Shards] = {}
     jobs: list[sampling.Job] = []
+    accuracy, num_problems = RunningAccuracy(), 0
     for name, (prompts_path, output) in outputs.items():
         lineage = sampling_lineage("evaluate", config, request, settings.shard_size, prompts_path, checkpoint)
         lineage = replace(lineage, versions={**lineage.versions, **judging.versions(rubric, rewards[name].values())})
@@ -87,19 +109,24 @@ def _evaluate(
         )
         disk.require(output, 2 * prompts_path.stat().st_size, "evaluate")
         slices = sampling.shard_prompts(encoded, settings.shard_size)
-        open_shards[name] = artifacts.Shards(output, "samples", lineage, len(slices))
-        jobs += [sampling.Job(key=(name, i), index=i, prompts=slices[i]) for i in open_shards[name].missing()]
+        shards = open_shards[name] = artifacts.Shards(output, "samples", lineage, len(slices))
+        missing = shards.missing()
+        for index in sorted(set(range(len(slices))) - set(missing)):
+            accuracy.add(name, shards.read(index))
+        jobs += [sampling.Job(key=(name, i), index=i, prompts=slices[i]) for i in missing]
+        num_problems += len(encoded)
     if not open_shards:
         return
     samplers = start_samplers()
     check_log_probs(checkpoint, samplers, settings.max_log_prob_gap)
     idle = config.sampler.max_idle_seconds
     label = outputs[next(iter(outputs))][1].parent.name
-    progress = Progress(f"evaluate {label}", sum(len(job.prompts) for job in jobs) * settings.k, unit="samples")
+    progress = Progress(f"evaluate {label}", num_problems * settings.k, done=accuracy.num_samples, unit="samples")
     for (name, index), rollouts in sampling.sample_jobs(samplers, str(checkpoint), jobs, request, idle):
         samples = judging.to_samples(rollouts, verifier, rubric, rewards[name])
         open_shards[name].write(index, samples)
-        progress.advance(len(samples), accuracy=float(np.mean(samples["reward"])))
+        accuracy.add(name, samples)
+        progress.advance(len(samples), accuracy=str(accuracy))
     for name, shards in open_shards.items():
         samples = pa.concat_tables(map(shards.read, range(shards.num_shards)))
         if rubric.grader == BOTH:
