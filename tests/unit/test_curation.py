@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.sample_rows import sample_row
 from verl_ext.artifacts import SCHEMAS
 from verl_ext.curation import (
     Fitness,
@@ -27,28 +28,10 @@ EOS = 9
 
 
 def sample(sample_id: str, **changes: Any) -> dict[str, Any]:
-    prompt_id = sample_id.rsplit("-", 1)[0]
-    tokens = [1, int(sample_id.rsplit("-", 1)[1]) + 10, EOS]
-    row = {
-        "sample_id": sample_id,
-        "prompt_id": prompt_id,
-        "data_source": "test",
-        "ground_truth": "5",
-        "prompt_token_ids": [3, 4],
-        "response_token_ids": tokens,
-        "response": f"answer {tokens}",
-        "behavior_log_probs": [-0.5] * len(tokens),
-        "finish_reason": "stop",
-        "prediction": "5",
-        "verdict": "correct",
-        "verdict_seconds": 0.0,
-        "reward": 1.0,
-    }
-    if "response_token_ids" in changes:
-        row["behavior_log_probs"] = [-0.5] * len(changes["response_token_ids"])
-    row.update(changes)
-    row["reward"] = float(row["verdict"] == "correct")
-    return row
+    prompt_id, _, index = sample_id.rpartition("-")
+    ids = {"sample_id": sample_id, "prompt_id": prompt_id, "prompt_token_ids": [3, 4]}
+    row = sample_row(**{**ids, "response_token_ids": [1, int(index) + 10, EOS], **changes})
+    return row | {"reward": float(row["verdict"] == "correct")}
 
 
 def table(rows: list[dict[str, Any]]) -> pa.Table:

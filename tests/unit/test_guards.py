@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.sample_rows import sample_row
 from verl_ext import guards
 from verl_ext.artifacts import SCHEMAS
 from verl_ext.config import GuardConfig
@@ -23,21 +24,11 @@ SETTINGS = GuardConfig()
 
 
 def samples(*rows: dict[str, Any]) -> pa.Table:
-    plain = {
-        "data_source": "test",
-        "ground_truth": "1",
-        "prompt_token_ids": [1],
-        "response_token_ids": list(range(40)),
-        "behavior_log_probs": [-0.5] * 40,
-        "finish_reason": "stop",
-        "prediction": "1",
-        "verdict_seconds": 0.0,
-        "reward": 1.0,
-    }
+    plain = {"prompt_token_ids": [1], "response_token_ids": list(range(40))}
     found = []
     for index, row in enumerate(rows):
-        one = {"sample_id": str(index), "prompt_id": str(index // 2), "response": f"r{index}", "verdict": "correct"}
-        found.append({**plain, **one, **row})
+        one = {"sample_id": str(index), "prompt_id": str(index // 2), "response": f"r{index}"}
+        found.append(sample_row(**{**plain, **one, **row}))
     return pa.Table.from_pylist(found, schema=SCHEMAS["samples"])
 
 

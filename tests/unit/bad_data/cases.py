@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from tests.unit.sample_rows import sample_row
 from verl_ext import artifacts, prompting
 from verl_ext.config import ModelConfig
 from verl_ext.errors import UserError
@@ -96,21 +97,9 @@ def positive(index: int, **changes: Any) -> Row:
 
 def sample(index: int, **changes: Any) -> Row:
     """A row of samples that is in order, and correct."""
-    row: Row = positive(index) | {
-        "data_source": "test",
-        "ground_truth": "5",
-        "response": f"\\boxed{{5}} {index}",
-        "finish_reason": "stop",
-        "prediction": "5",
-        "verdict": "correct",
-        "verdict_seconds": 0.0,
-        "reward": 1.0,
-    }
-    if "response_token_ids" in changes:
-        row["behavior_log_probs"] = [-0.5] * len(changes["response_token_ids"] or [])
-    row |= changes
-    row.pop("quality")
-    return row
+    row = positive(index)
+    ids = {name: row[name] for name in ("sample_id", "prompt_id", "prompt_token_ids", "response_token_ids")}
+    return sample_row(**{**ids, "response": f"\\boxed{{5}} {index}", **changes})
 
 
 def model_directory(path: Path, **changes: Any) -> Path:
