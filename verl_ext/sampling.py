@@ -7,9 +7,10 @@ continues to the same samples (on one machine and vLLM version).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,9 @@ from verl_ext import cluster, model_files, prompt_checks, prompting
 from verl_ext.config import ClusterConfig, ModelConfig, SamplerConfig
 from verl_ext.errors import UserError
 from verl_ext.vllm_sampler import Sampler, SamplingRequest
+
+if TYPE_CHECKING:
+    import ray
 
 
 def encode_prompts(prompts: pa.Table, model: ModelConfig, subject: str = "The prompts") -> pa.Table:
@@ -105,14 +109,7 @@ def sample_jobs(
         for index, job in enumerate(jobs)
     ]
     jobs = light  # what the tasks carry: the prompts travel as blocks
-    dataset = ray.data.from_arrow(blocks).map_batches(
-        sample,
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=len(samplers)),
-        num_cpus=0.01,
-        max_retries=0,
-    )
+    dataset = _map_once(ray.data.from_arrow(blocks), sample, len(samplers))
     try:
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield jobs[int(table["job"][0].as_py())].key, table.drop_columns(["job"])
@@ -122,6 +119,28 @@ def sample_jobs(
         raise UserError(
             f"A vLLM engine {reason}. The shards that were finished are kept; the same command goes on with the others."
         ) from error
+
+
+def _map_once(dataset: ray.data.Dataset, sample: Callable[[pa.Table], pa.Table], num_tasks: int) -> ray.data.Dataset:
+    """`sample` of every block, `num_tasks` at a time; a task that is killed is not started again.
+
+    Ray Data's own default starts it again without end, for instance under the memory monitor, and asks an engine for a
+    shard that it is still sampling. Ray 2.60 warns of every option without a named parameter, and has none for this
+    one: that warning alone is left out. Ray 2.64 will refuse the option.
+    """
+    import ray
+    from ray.util.annotations import RayDeprecationWarning
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", RayDeprecationWarning)
+        return dataset.map_batches(
+            sample,
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.TaskPoolStrategy(size=num_tasks),
+            num_cpus=0.01,
+            max_retries=0,
+        )
 
 
 def _why_engine_failed(text: str, max_idle_seconds: float) -> str | None:

@@ -52,6 +52,7 @@ def sample(samplers: list[Any], path: str, order: list[int]) -> dict[int, pa.Tab
     return {key[1]: table for key, table in sampling.sample_jobs(samplers, path, jobs, REQUEST)}
 
 
+@pytest.mark.filterwarnings("error::ray.util.annotations.RayDeprecationWarning")
 def test_a_shard_is_the_same_whatever_was_sampled_before(samplers: list[Any], model: ModelConfig) -> None:
     forward, backward = sample(samplers, model.path, [0, 1, 2]), sample(samplers, model.path, [2, 0])
     assert sorted(forward) == [0, 1, 2]
