@@ -74,7 +74,7 @@ def profile(config: Config, chosen: list[laboratory.Subject]) -> tuple[report.Da
     table = artifacts.read(settings.data, "positives")
     positives = draw_rows(table, settings.max_rows, settings.seed)
     tokenizer = prompting.load_tokenizer(model.path, model.prompt_template, model.trust_remote_code)
-    end_ids = prompting.end_token_ids(tokenizer, model.path) | set(prompting.stop_token_ids(tokenizer, model))
+    end_ids = prompting.end_token_ids(tokenizer, model)
     score = _scorer(config, positives)
     scored = laboratory.Scored(
         token_ids=token_rows(positives["response_token_ids"]),

@@ -138,14 +138,17 @@ def stop_token_ids(tokenizer: Any, model: ModelConfig) -> list[int]:
     return sorted({int(known[text]) for text in texts if text in known} - {int(tokenizer.eos_token_id)})
 
 
-def end_token_ids(tokenizer: Any, model_path: Path | str) -> set[int]:
-    """Ids that end a response: the tokenizer's, and those that a local model generates with."""
-    ids = {int(tokenizer.eos_token_id)}
-    generation = Path(model_path) / "generation_config.json"
-    if generation.is_file():
-        more = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") or []
-        ids |= set(more if isinstance(more, list) else [more])
-    return ids
+def end_token_ids(tokenizer: Any, model: ModelConfig) -> set[int]:
+    """Every id that ends a response: the tokenizer's, those of `stop_token_ids`, and those a local model names.
+
+    It names them in generation_config.json, or where it has none, in config.json: what vLLM reads.
+    """
+    directory = Path(model.path)
+    files = (directory / name for name in ("generation_config.json", "config.json"))
+    named = next((path for path in files if path.is_file()), None)
+    more = json.loads(named.read_text(encoding="utf-8")).get("eos_token_id") if named else None
+    more = more if isinstance(more, list) else [] if more is None else [more]
+    return {int(tokenizer.eos_token_id), *stop_token_ids(tokenizer, model), *map(int, more)}
 
 
 def special_token_ids(tokenizer: Any) -> set[int]:
@@ -169,7 +172,7 @@ def fitness(model: ModelConfig) -> Fitness:
         check_vocabulary(tokenizer, model.path)
     return replace(
         limits,
-        eos_token_ids=sorted(end_token_ids(tokenizer, model.path) | set(stop_token_ids(tokenizer, model))),
+        eos_token_ids=sorted(end_token_ids(tokenizer, model)),
         special_token_ids=sorted(special_token_ids(tokenizer) - _thinking_token_ids(tokenizer, model.prompt_template)),
         vocab_size=int(_read_config(model.path)["vocab_size"]) if has_config else len(tokenizer),
     )

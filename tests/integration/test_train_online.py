@@ -210,10 +210,36 @@ def test_a_broken_weight_sync_stops_one_of_our_methods(prompts: Path, tmp_path: 
     check_nothing_is_left(tmp_path / "run")
 
 
-def test_ppo_trains_a_critic_with_generalised_advantages(prompts: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def with_brace_token(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base policy, whose tokenizer calls `}`, the last character of a boxed answer, a token of its own."""
+    path = tmp_path_factory.mktemp("policy") / "base"
+    shutil.copytree(BASE_POLICY, path)
+    content = json.loads((path / "tokenizer.json").read_text())
+    brace = {**content["added_tokens"][0], "id": content["model"]["vocab"]["}"], "content": "}", "special": False}
+    content["added_tokens"].append(brace)
+    (path / "tokenizer.json").write_text(json.dumps(content))
+    (path / checkpoints.MANIFEST).unlink()  # which holds the hash of the other tokenizer
+    return path
+
+
+def test_ppo_trains_a_critic_with_generalised_advantages_on_responses_that_end_where_they_should(
+    prompts: Path, tmp_path: Path, with_brace_token: Path
+) -> None:
+    """The stop tokens of the offline sampler end verl's samples too: here the answer's brace, not only EOS."""
     settings = ["online=ppo", "online.num_steps=2", "online.critic_learning_rate=1e-3", "online.save_every=null"]
-    done = run(command_line(prompts, tmp_path / "run", *settings))
+    stop = [f"model.path={with_brace_token}", "model.stop=['}']"]
+    done = run(command_line(prompts, tmp_path / "run", *settings, *stop))
     assert done.returncode == 0, done.stderr
+    tokenizer = load_tokenizer(with_brace_token, "problem-only")
+    brace = tokenizer.convert_tokens_to_ids("}")
+    assert json.loads((tmp_path / "run" / "generation_config.json").read_text()) == {"eos_token_id": [2, brace]}
+    rows = [row for step in (1, 2) for row in samples(tmp_path / "run", step).to_pylist()]
+    for row in rows:
+        assert {brace, 2}.isdisjoint(row["response_token_ids"][:-1])
+        assert row["finish_reason"] == ("stop" if row["response_token_ids"][-1] in (brace, 2) else "length")
+    at_brace = [row for row in rows if row["response_token_ids"][-1] == brace]
+    assert len(at_brace) > len(rows) / 2 and any(row["verdict"] == "correct" for row in at_brace)
     first, second = read_log(tmp_path / "run" / "log.jsonl")
     for record in (first, second):
         assert record["critic_grad_norm"] > 0 and record["critic_loss"] > 0

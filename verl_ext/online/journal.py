@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -36,6 +36,7 @@ class Plan:
     num_steps: int
     samples_per_step: int
     max_response_length: int
+    end_token_ids: Sequence[int]
     max_log_prob_gap: float  # nats
     max_skipped_steps: int
     max_failure_fraction: float

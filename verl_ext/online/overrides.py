@@ -178,6 +178,8 @@ def _rollout(run: OnlineRun) -> list[str]:
         f"{rollout}.max_num_batched_tokens={max(run.sampler.max_num_batched_tokens, run.sampler.max_num_seqs)}",
         f"{rollout}.calculate_log_probs=true",
         f"{rollout}.logprobs_mode=processed_logprobs",
+        # verl's requests name no stop tokens: vLLM takes those of generation_config.json, here the run's own
+        f"+{rollout}.engine_kwargs.vllm.generation_config={quote(str(run.generation_config.parent))}",
     ]
 
 

@@ -76,9 +76,10 @@ class OnlineRun:
 
     def lineage(self) -> Lineage:
         """Everything the weights depend on; how often they are saved is not part of it."""
+        stop = {} if self.model.stop is None else {"stop": self.model.stop}  # else those of the family
         config = {
             "online": {key: value for key, value in vars(self.online).items() if key not in _IGNORED},
-            "model": self.model.identity(),
+            "model": {**self.model.identity(), **stop},
             "verifier": {**vars(judging.limits(self.verify)), "versions": self._verifier_versions()},
             "num_ranks": self.num_ranks,
         }
@@ -106,6 +107,16 @@ class OnlineRun:
             variables |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": threads}
         return variables
 
+    @property
+    def generation_config(self) -> Path:
+        """What vLLM reads of every request's stop tokens, in training and validation."""
+        return self.output_dir.resolve() / "generation_config.json"
+
+    def end_token_ids(self) -> list[int]:
+        """The ids that end a response where the offline sampler samples this model."""
+        tokenizer = prompting.load_tokenizer(self.model.path, self.model.prompt_template, self.model.trust_remote_code)
+        return sorted(prompting.end_token_ids(tokenizer, self.model))
+
     def chat_template(self) -> str | None:
         """The family's template where the sampler would use it; None where the tokenizer brings another."""
         family = prompting.get_template(self.model.prompt_template).chat_template
@@ -127,6 +138,7 @@ class OnlineRun:
             num_steps=self.online.num_steps,
             samples_per_step=self.online.prompts_per_step * self.online.n,
             max_response_length=self.model.max_response_length,
+            end_token_ids=self.end_token_ids(),
             max_log_prob_gap=self.online.max_log_prob_gap,
             max_skipped_steps=self.online.max_skipped_steps,
             max_failure_fraction=self.verify.max_failure_fraction,
@@ -229,7 +241,7 @@ def _train(run: OnlineRun, lock: int) -> int:
     _remove_unfinished_saves(run.steps_dir)
     write_log(run.output_dir / LOG, records)  # rounds after the checkpoint are done again
     if step < run.online.num_steps:
-        artifacts.write_bytes_atomically(run.plan_path, json.dumps(vars(run.plan()), indent=1).encode())
+        write_settings(run)
         supervise(run, step, lock)
         step, _ = _last_step(run)
     else:
@@ -240,6 +252,14 @@ def _train(run: OnlineRun, lock: int) -> int:
             f"Read '{run.output_dir / 'verl.log'}', and run the same command again to continue."
         )
     return step
+
+
+def write_settings(run: OnlineRun) -> None:
+    """Write the two files that verl's processes read beside their configuration."""
+    plan = run.plan()
+    artifacts.write_bytes_atomically(run.plan_path, json.dumps(vars(plan), indent=1).encode())
+    generation = json.dumps({"eos_token_id": plan.end_token_ids}).encode()
+    artifacts.write_bytes_atomically(run.generation_config, generation)
 
 
 def _last_step(run: OnlineRun) -> tuple[int, list[dict[str, Any]]]:

@@ -108,7 +108,7 @@ class VerifiedPPOTrainer(PPOTrainerSync):
         self._check_prompt(values["prompt_id"], values["raw_prompt"], prompt_ids)
         verdict = values["extra_fields"]["reward_extra_info"]
         # verl reports a response that was cut as completed
-        cut = len(response_ids) >= self.plan.max_response_length and response_ids[-1] != self._encoder.eos_token_id
+        cut = len(response_ids) >= self.plan.max_response_length and response_ids[-1] not in self.plan.end_token_ids
         return {
             "sample_id": f"{values['prompt_id']}-{self.global_steps}-{session}",
             "prompt_id": values["prompt_id"],

@@ -21,7 +21,7 @@ from verl_ext.errors import UserError
 from verl_ext.locks import hold
 from verl_ext.online import process as online_process
 from verl_ext.online.overrides import quote
-from verl_ext.online.run import OnlineRun, train_online, validate
+from verl_ext.online.run import OnlineRun, train_online, validate, write_settings
 
 BASE_POLICY = Path(__file__).parents[3] / "verl_ext" / "embedded" / "base_policy"
 
@@ -170,6 +170,81 @@ def test_a_resumed_run_names_the_directory_that_verl_wrote(prompts: Path, tmp_pa
     path = tmp_path / "steps" / "step_000003" / "global_step_3"
     config = verl_config(make_run(prompts, tmp_path), resume_from=path)
     assert config.trainer.resume_mode == "resume_path" and config.trainer.resume_from_path == str(path)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the Qwen family with 4 tokens: 0 `<|endoftext|>`, 1 `<|im_end|>` (its EOS), 2 `</s>`, 3 `a`."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import GenerationConfig, PreTrainedTokenizerFast
+
+    path = tmp_path_factory.mktemp("qwen") / "a-llama-by-its-path"
+    words = WordLevel({"<|endoftext|>": 0, "<|im_end|>": 1, "</s>": 2, "a": 3}, unk_token="a")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="<|im_end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|endoftext|>", "</s>"]})
+    tokenizer.save_pretrained(path)
+    GenerationConfig(eos_token_id=1, do_sample=True, temperature=0.7, top_k=20).save_pretrained(path)
+    (path / "config.json").write_text(json.dumps({"vocab_size": 4, "model_type": "qwen2", "eos_token_id": 1}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("template", "stop", "expected"),
+    [
+        ("qwen-boxed", None, [0, 1]),  # the tokenizer's own, and the family's other one
+        ("problem-only", None, [1]),
+        ("qwen-boxed", ["</s>"], [1, 2]),
+        ("qwen-boxed", [], [1]),
+    ],
+)
+def test_online_samples_end_where_offline_ones_of_the_family_do(
+    prompts: Path, tmp_path: Path, qwen: Path, template: str, stop: list[str] | None, expected: list[int]
+) -> None:
+    """verl 0.9.1's requests name no stop tokens: vLLM takes them from the directory that `generation_config` names."""
+    from vllm import SamplingParams
+    from vllm.transformers_utils.config import try_get_generation_config
+
+    run = make_run(prompts, tmp_path / "run", model=ModelConfig(path=str(qwen), prompt_template=template, stop=stop))
+    assert run.end_token_ids() == run.plan().end_token_ids == expected
+    write_settings(run)
+    told = verl_config(run).actor_rollout_ref.rollout.engine_kwargs.vllm.generation_config
+    found = try_get_generation_config(told, trust_remote_code=False)
+    assert found is not None
+    tokenizer = prompting.load_tokenizer(qwen, template)
+    online, offline = SamplingParams(), SamplingParams(stop_token_ids=prompting.stop_token_ids(tokenizer, run.model))
+    online.update_from_generation_config(found.to_diff_dict(), tokenizer.eos_token_id)
+    theirs = try_get_generation_config(str(qwen), trust_remote_code=False)
+    assert theirs is not None
+    offline.update_from_generation_config(theirs.to_diff_dict(), tokenizer.eos_token_id)
+    assert online.all_stop_token_ids == offline.all_stop_token_ids == set(expected)
+    assert (online.temperature, online.top_k) == (1.0, SamplingParams().top_k), "only stop tokens are taken from there"
+
+
+def test_verl_asks_vllm_for_no_stop_tokens_of_its_own() -> None:
+    """What the seam above rests on, in verl 0.9.1: the keys of a request, and engine_kwargs as vLLM's arguments."""
+    import inspect
+
+    import verl
+    from verl.trainer.ppo.v1 import agent_loop_tq
+    from verl.workers.rollout.vllm_rollout import vllm_async_server
+
+    assert verl.__version__ == "0.9.1"
+    assert "stop" not in inspect.getsource(agent_loop_tq)
+    server = inspect.getsource(vllm_async_server)
+    assert "**engine_kwargs," in server and '"generation_config"' not in server
+    assert "stop_token_ids" not in server
+
+
+def test_named_stop_tokens_are_in_the_lineage_and_those_of_the_family_follow_from_it(
+    prompts: Path, tmp_path: Path, qwen: Path
+) -> None:
+    def model(stop: list[str] | None) -> Any:
+        run = make_run(prompts, tmp_path, model=ModelConfig(path=str(qwen), stop=stop))
+        return run.lineage().config["model"]
+
+    assert model(["</s>"])["stop"] == ["</s>"]
+    assert "stop" not in model(None) and model(None)["prompt_template"] == "qwen-boxed"
 
 
 def test_further_overrides_have_the_last_word(prompts: Path, tmp_path: Path) -> None:
