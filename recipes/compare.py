@@ -24,7 +24,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from recipes import curate, evaluate, prepare, rollout, tabulate, verify
-from verl_ext import cluster, compose, judging
+from verl_ext import cluster, compose, hub, judging
 from verl_ext.checkpoints import weights_by_step
 from verl_ext.config import Config, ModelConfig
 from verl_ext.console import Stages
@@ -41,14 +41,17 @@ from verl_ext.verifier import Verifier
 logger = logging.getLogger(__name__)
 
 TABULATE = "tabulate"
+_WITHOUT_MODEL = {"prepare", "verify", TABULATE}  # stages that read no file of it
 
 
 def compare(config: Config) -> Path:
     """Run the experiment, or the stages of it that `experiment.stages` names; returns the directory of its results."""
     layout = RunLayout.of(config.run_dir)
     with ExitStack() as opened:
+        chosen = choose_stages(stage_names(config), config.experiment.stages)
+        if not _WITHOUT_MODEL.issuperset(chosen):
+            config = hub.on_disk(config)
         work = _work(config, opened)
-        chosen = choose_stages(list(work), config.experiment.stages)
         stages = Stages(chosen)
         if config.experiment.stages is None:  # single stages may run side by side: each holds its own output
             opened.enter_context(hold(layout.run_dir))

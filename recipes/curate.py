@@ -21,7 +21,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from verl_ext import artifacts, compose, curation, guards, prompting
+from verl_ext import artifacts, compose, curation, guards, hub, prompting
 from verl_ext.config import Config
 from verl_ext.errors import UserError
 from verl_ext.fitness import Fitness
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 def curate(config: Config) -> Path:
     """Run the stage for `curate.source` and return the path of the positives."""
+    config = hub.on_disk(config)
     is_demonstrations = config.curate.source == "demonstrations"
     layout, settings = RunLayout.of(config.run_dir), config.curate
     output = Path(settings.output).resolve() if settings.output else layout.positives(settings.source)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from verl_ext import cluster, compose, loopback
+from verl_ext import cluster, compose, hub, loopback
 from verl_ext.checkup import findings, installation, model, network, ray_state, storage
 from verl_ext.checkup.findings import Finding
 from verl_ext.config import Config
@@ -55,8 +56,12 @@ def _model(config: Config) -> Iterator[Finding]:
     if not config.model.path:
         yield Finding(check="model", level="ok", message="the embedded policy, drawn from the seed.")
         return
-    yield from model.check_files(config.model)
-    yield from model.check_prompting(config.model)
+    found = replace(config.model, path=hub.found(config))
+    if hub.is_id(found.path):
+        yield model.check_hub(found.path, hub.directory(config))
+        return
+    yield from model.check_files(found)
+    yield from model.check_prompting(found)
 
 
 def _experiment(config: Config) -> Iterator[Finding]:

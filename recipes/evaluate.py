@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from recipes.rollout import sampling_lineage
-from verl_ext import artifacts, compose, disk, guards, judging, model_files, prompt_checks, sampling
+from verl_ext import artifacts, compose, disk, guards, hub, judging, model_files, prompt_checks, sampling
 from verl_ext.checkpoints import PROBE
 from verl_ext.config import Config
 from verl_ext.console import Progress
@@ -173,12 +173,19 @@ def _of_checkpoint(config: Config, checkpoint: Path) -> Config:
     return replace(config, model=replace(config.model, path=str(checkpoint)))
 
 
+def _directory(config: Config, path: str) -> Path:
+    """Of a checkpoint, which may be a hub id: the model's own in its revision, another in its newest."""
+    revision = config.model.revision if path == config.model.path else None
+    model = replace(config.model, path=path, revision=revision)
+    return Path(hub.on_disk(replace(config, model=model)).model.path).resolve()
+
+
 def run(config: Config) -> None:
     """Entry point of `python -m recipes.evaluate`."""
     layout, settings = RunLayout.of(config.run_dir), config.evaluate
     if not settings.checkpoints:
         raise UserError("evaluate.checkpoints is empty. Pass evaluate.checkpoints={name: directory, ...}.")
-    checkpoints = {name: Path(path).resolve() for name, path in settings.checkpoints.items()}
+    checkpoints = {name: _directory(config, path) for name, path in settings.checkpoints.items()}
     for name, path in checkpoints.items():
         if not (path / "config.json").exists():
             raise UserError(f"Checkpoint '{name}': '{path}' has no config.json. Give the Hugging Face directory.")

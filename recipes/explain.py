@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from verl_ext import artifacts, compose, laboratory, model_files, prompting
+from verl_ext import artifacts, compose, hub, laboratory, model_files, prompting
 from verl_ext.cluster import runs_on_cpu
 from verl_ext.config import Config
 from verl_ext.errors import UserError
@@ -64,7 +64,7 @@ def subjects(config: Config) -> list[laboratory.Subject]:
 
 def profile(config: Config, chosen: list[laboratory.Subject]) -> tuple[report.DataReport, Figures]:
     """Score the data under the policy (and checkpoints), and profile the methods."""
-    settings, model = config.explain, config.model
+    settings, model = config.explain, hub.on_disk(config).model
     assert settings.data is not None
     if not model.path:
         raise UserError("model.path is empty: explain.data is profiled under a policy. Set it, or model=<name>.")

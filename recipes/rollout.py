@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from verl_ext import artifacts, checkpoints, compose, disk, sampling
+from verl_ext import artifacts, checkpoints, compose, disk, hub, sampling
 from verl_ext.config import Config
 from verl_ext.console import Progress
 from verl_ext.layout import RunLayout
@@ -26,6 +26,7 @@ PACKAGES = ("vllm", "torch", "transformers")
 
 def rollout(config: Config, start_samplers: Callable[[], list[Any]]) -> Path:
     """Run the stage; `start_samplers` is called when there is something to sample. Returns the path of the rollouts."""
+    config = hub.on_disk(config)
     layout, settings = RunLayout.of(config.run_dir), config.rollout
     prompts_path = Path(settings.prompts).resolve() if settings.prompts else layout.prompts("train")
     output = Path(settings.output).resolve() if settings.output else layout.rollouts

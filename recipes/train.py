@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from verl_ext import compose
+from verl_ext import compose, hub
 from verl_ext.cluster import create_workers, threads_per_rank
 from verl_ext.config import Config
 from verl_ext.errors import UserError
@@ -27,6 +27,7 @@ def run(config: Config) -> None:
     train = config.train
     if not config.model.path:
         raise UserError("model.path is empty. Set it to a Hugging Face directory, or choose model=<name>.")
+    config = hub.on_disk(config)
     method = get_method(config.method.name)
     kind = method.requirements(compose.validate(method.params, config.method.params, "method.params")).data
     data = Path(train.data).resolve() if train.data else layout.training_data(kind, "samples")

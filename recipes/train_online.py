@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from verl_ext import compose
+from verl_ext import compose, hub
 from verl_ext.config import Config
 from verl_ext.layout import RunLayout
 
@@ -22,6 +22,7 @@ def run(config: Config) -> None:
     """Validate, then let verl train."""
     from verl_ext.online import run as online
 
+    config = hub.on_disk(config)
     layout, settings = RunLayout.of(config.run_dir), config.online
     label = settings.loss or settings.algorithm
     output_dir = Path(settings.output_dir).resolve() if settings.output_dir else layout.checkpoint(label, settings.seed)

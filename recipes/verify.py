@@ -8,7 +8,7 @@ Reads rollouts.parquet of the run, or verify.input: a rollouts artifact, or JSON
 `reward`. Only the content of the final \boxed{...} counts, unless verify.extraction adds other rules. A killed run
 continues where it was. Where the file has
 `reference_correct`, the agreement is reported and every disagreement is listed. JSON lines have no token ids; if
-model.path is a local directory they are made with its tokenizer, so that curate and train can follow.
+model.path is set they are made with its tokenizer, so that curate and train can follow.
 
 verify.grader=qwen asks our strict grader instead of math-verify; both asks both, counts as correct what both find
 correct, and writes what they do not agree on to <output>.disagreements.csv and .md. Other rewards (exact, choice,
@@ -31,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from verl_ext import artifacts, compose, disk, judging, response_files, sieve
+from verl_ext import artifacts, compose, disk, hub, judging, response_files, sieve
 from verl_ext.cluster import start_ray
 from verl_ext.config import Config, VerifyConfig
 from verl_ext.console import Progress
@@ -54,6 +54,8 @@ def verify(config: Config) -> Path:
     source = Path(settings.input).resolve() if settings.input else layout.rollouts
     output = Path(settings.output).resolve() if settings.output else layout.samples
     rewards = judging.rewards_by_prompt(settings, _prompts(config))
+    if source.suffix in _RESPONSE_FILE_SUFFIXES:
+        config = hub.on_disk(config)  # its tokenizer is read
     lineage = _lineage(source, config, rewards)
     with hold(output):
         if artifacts.should_run(output, lineage, config.overwrite):
@@ -137,7 +139,7 @@ def _load(source: Path, config: Config) -> ResponseFile:
 def _encoder(config: Config) -> Encoder | None:
     """Tokenise a brought response as the trainer would; without EOS where it was cut off."""
     if not (Path(config.model.path) / "tokenizer.json").is_file():
-        logger.info("no token ids are made: model.path is no local directory with a tokenizer.json")
+        logger.info("no token ids are made: model.path names no tokenizer.json")
         return None
     from verl_ext import prompting
 

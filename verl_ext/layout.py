@@ -17,6 +17,11 @@ class RunLayout:
         """Absolute, since Ray workers run in directories of their own."""
         return cls(Path(run_dir).expanduser().resolve())
 
+    @property
+    def models(self) -> Path:
+        """Models that were named by their hub id, each at `<organisation>/<name>`."""
+        return self.run_dir / "models"
+
     def prompts(self, split: str) -> Path:
         return self.run_dir / "prompts" / f"{split}.parquet"
 

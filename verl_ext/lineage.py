@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from verl_ext import credentials
+from verl_ext import credentials, hub
 from verl_ext.errors import UserError
 
 
@@ -68,13 +68,15 @@ def make_lineage(
 ) -> Lineage:
     """Hash the input files (or directories) and look up the versions of `packages`; raises UserError if one is missing.
 
-    A package that is installed under another distribution name (vLLM's CPU build) is looked up as that.
+    A model that was fetched from a hub has its id and commit recorded beside the hash, as input `<name>.hub`. A package
+    that is installed under another distribution name (vLLM's CPU build) is looked up as that.
     """
     hashes = {name: content_sha256(Path(path)) for name, path in (inputs or {}).items()}
+    origins = {f"{name}.hub": hub.origin(path) for name, path in (inputs or {}).items()}
     return Lineage(
         stage=stage,
         config=credentials.strike_out_of(json.loads(json.dumps(config, default=str))),
-        inputs=hashes,
+        inputs={**hashes, **{name: origin for name, origin in origins.items() if origin is not None}},
         versions={name: package_version(name) for name in packages},
         seed=seed,
     )

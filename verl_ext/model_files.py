@@ -10,6 +10,8 @@ from verl_ext.config import ModelConfig
 from verl_ext.errors import UserError
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_WEIGHTS = (("*.safetensors", "model.safetensors.index.json"), ("*.bin", "pytorch_model.bin.index.json"))
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _WITH_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "generation_config.json")
 
 
@@ -34,6 +36,20 @@ def check(model: ModelConfig) -> None:
                 f"Model '{directory}' has its weights in {pickles[0]}, a pickle, which may run code when it is loaded. "
                 "Convert it to safetensors (save_pretrained of a machine you trust), or set model.allow_pickle=true."
             )
+
+
+def missing(directory: Path, allow_pickle: bool = False) -> list[str]:
+    """What a model's directory lacks, by name; a kind of file of which any will do is named as such."""
+    lacking = [] if (directory / "config.json").is_file() else ["config.json"]
+    if not any((directory / name).is_file() for name in _TOKENIZERS):
+        lacking.append("a tokenizer (tokenizer.json)")
+    for pattern, index in _WEIGHTS if allow_pickle else _WEIGHTS[:1]:
+        if (directory / index).is_file():
+            shards = set(_read(directory / index).get("weight_map", {}).values())
+            return lacking + sorted(name for name in shards if not (directory / name).is_file())
+        if _has(directory, pattern):
+            return lacking
+    return [*lacking, "weights (*.safetensors)"]
 
 
 def _refuse_code(directory: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,32 +15,21 @@ from verl_ext.errors import UserError
 from verl_ext.planning.architecture import hub_snapshot
 from verl_ext.prompt_templates import get_template
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_INDEX = "model.safetensors.index.json"
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def check_files(model: ModelConfig) -> list[Finding]:
-    """A directory with config.json, all shards of the weights, a tokenizer; no pickles and no code unless allowed.
-
-    Stages hash the files of model.path and read them there, so a hub id has to be a directory first.
-    """
+    """A directory with config.json, all shards of the weights, a tokenizer; no pickles and no code unless allowed."""
     directory = Path(model.path)
     if not directory.is_dir():
-        cached = " (it is in the hub's cache)" if hub_snapshot(model.path) else ""
-        name = directory.name
-        return [
-            _finding(
-                "error",
-                f"model.path='{model.path}' is no directory{cached}; stages read its files there.",
-                f"`hf download {model.path} --local-dir <dir>/{name}`, where every node sees it, and "
-                f"model.path=<dir>/{name}: the name chooses learning rates and published numbers.",
-            )
-        ]
-    missing = missing_files(directory)
-    if missing:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        return [_finding("error", f"'{directory}' lacks {shown}.", "download the model again, or correct model.path.")]
+        message = f"model.path='{model.path}' is no directory, and no hub id ('organisation/name') either."
+        return [_finding("error", message, "correct model.path.")]
     try:
+        missing = model_files.missing(directory, model.allow_pickle)
+        if missing:
+            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            remedy = "download the model again, or correct model.path."
+            return [_finding("error", f"'{directory}' lacks {shown}.", remedy)]
         model_files.check(model)
     except UserError as error:
         return [_finding("error", str(error))]
@@ -47,17 +37,16 @@ def check_files(model: ModelConfig) -> list[Finding]:
     return [_finding("ok", f"'{directory}', weights of {size / 1e9:.2g} GB.")]
 
 
-def missing_files(directory: Path) -> list[str]:
-    """What a model's directory lacks, by name; a kind of file of which any will do is named as such."""
-    missing = [] if (directory / "config.json").is_file() else ["config.json"]
-    if not any((directory / name).is_file() for name in _TOKENIZERS):
-        missing.append("a tokenizer (tokenizer.json)")
-    if (directory / _INDEX).is_file():
-        shards = set(_read(directory / _INDEX).get("weight_map", {}).values())
-        missing += sorted(name for name in shards if not (directory / name).is_file())
-    elif not any(directory.glob("*.safetensors")):
-        missing.append("weights (*.safetensors)")
-    return missing
+def check_hub(hub_id: str, target: Path) -> Finding:
+    """A model that is still to be fetched into `target`: from the cache on this machine, or over the network."""
+    if hub_snapshot(hub_id):
+        return _finding("ok", f"'{hub_id}' is in the hub's cache here, from where the first stage takes what it needs.")
+    message = f"'{hub_id}' is fetched from the hub by the first stage that needs it, into '{target}'."
+    if any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in _OFFLINE):
+        remedy = f"unset it, or run `hf download {hub_id}` where there is a network and the same HF_HOME."
+        return _finding("error", f"{message} HF_HUB_OFFLINE forbids it.", remedy)
+    remedy = "a node without a network needs the same HF_HOME and `hf download` before; a gated model needs HF_TOKEN."
+    return _finding("warning", message, remedy)
 
 
 def check_prompting(model: ModelConfig) -> list[Finding]:

@@ -14,6 +14,8 @@ class ModelConfig:
     """The policy: where its weights are, how it is prompted, how it is run."""
 
     path: str = ""  # hub id or local directory
+    revision: str | None = None  # of a hub id: branch, tag or commit; None: the newest when it is fetched
+    download_dir: str | None = None  # where hub ids are fetched to, seen by every node; None: <run_dir>/models
     prompt_template: str = "qwen-boxed"  # how problems are asked: a family of verl_ext/prompt_templates.py
     demonstration_template: str | None = None  # of demonstrations, where training asks otherwise; None: the same
     stop: list[str] | None = None  # tokens that end a response, beside EOS; None: those of the family
@@ -31,7 +33,8 @@ class ModelConfig:
 
     def identity(self) -> dict[str, Any]:
         """What lineage records beside the weights: all that is in use (adapters, bf16 weights where there are any)."""
-        unused = {"path", "allow_pickle", "demonstration_template", "stop"}  # the prompts and rollouts know these
+        unused = {"path", "revision", "download_dir", "allow_pickle"}  # the files' hashes and their origin are known
+        unused |= {"demonstration_template", "stop"}  # the prompts and rollouts know these
         unused |= set() if self.lora_rank else {"lora_rank", "lora_alpha"}
         unused |= {"parameter_dtype"} if self.parameter_dtype == "fp32" else set()
         return {key: value for key, value in vars(self).items() if key not in unused}

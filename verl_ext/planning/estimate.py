@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from verl_ext import hub
 from verl_ext.config import Config
 from verl_ext.experiment import Cell, num_ranks
 from verl_ext.planning import costs
@@ -70,7 +71,7 @@ class Plan:
 
 def estimate(config: Config) -> Plan:
     """The plan of an experiment; raises UserError for what cannot be run or whose size is unknown."""
-    setting = Setting(config=config, shape=of_model(config.model.path), device=device(config.plan))
+    setting = Setting(config=config, shape=of_model(hub.found(config)), device=device(config.plan))
     cells = cells_of(config)
     stages = tuple(stages_of(setting, cells))
     trains = any(cell.is_trained for cell in cells)

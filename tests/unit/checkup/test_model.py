@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from verl_ext import model_files
 from verl_ext.checkup import model
 from verl_ext.config import ModelConfig
 
@@ -61,7 +62,7 @@ def test_every_shard_of_an_index_has_to_be_there(directory: Path) -> None:
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-2.safetensors"}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     (directory / "model-1.safetensors").write_bytes(b"")
-    assert model.missing_files(directory) == ["model-2.safetensors"]
+    assert model_files.missing(directory) == ["model-2.safetensors"]
 
 
 def test_a_pickle_is_refused(directory: Path) -> None:
@@ -76,20 +77,40 @@ def test_code_that_a_model_brings_is_refused(directory: Path) -> None:
     assert found.level == "error" and "model.trust_remote_code=true" in found.message
 
 
-@pytest.mark.parametrize("is_cached", [False, True])
-def test_a_hub_id_has_to_be_a_directory_of_its_name(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_cached: bool
+@pytest.mark.parametrize(
+    ("offline", "is_cached", "level", "words"),
+    [
+        ("", False, "warning", "fetched from the hub by the first stage"),
+        ("1", False, "error", "HF_HUB_OFFLINE forbids it"),
+        ("1", True, "ok", "in the hub's cache"),
+    ],
+)
+def test_a_hub_id_is_still_to_be_fetched_or_is_in_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, offline: str, is_cached: bool, level: str, words: str
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     if is_cached:
         snapshot = tmp_path / "models--somebody--model/snapshots/0"
         snapshot.mkdir(parents=True)
         (snapshot / "config.json").write_text("{}")
-    settings = ModelConfig(path="somebody/model")
+    found = model.check_hub("somebody/model", tmp_path / "run/models/somebody/model")
+    assert found.level == level and words in found.message
+    assert ("`hf download somebody/model`" in found.remedy) == (level == "error")
+
+
+def test_what_is_neither_directory_nor_hub_id_is_an_error() -> None:
+    settings = ModelConfig(path="/nowhere/at/all")
     (found,) = model.check_files(settings)
-    assert found.level == "error" and ("in the hub's cache" in found.message) == is_cached
-    assert "`hf download somebody/model --local-dir <dir>/model`" in found.remedy
+    assert found.level == "error" and "'/nowhere/at/all' is no directory, and no hub id" in found.message
     assert model.check_prompting(settings) == []
+
+
+def test_pickled_weights_are_weights_where_they_are_allowed(directory: Path) -> None:
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+    assert model_files.missing(directory) == ["weights (*.safetensors)"]
+    assert model_files.missing(directory, allow_pickle=True) == []
 
 
 @pytest.mark.parametrize(
