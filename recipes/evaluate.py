@@ -173,11 +173,14 @@ def _of_checkpoint(config: Config, checkpoint: Path) -> Config:
     return replace(config, model=replace(config.model, path=str(checkpoint)))
 
 
-def _directory(config: Config, path: str) -> Path:
+def checkpoint_directory(config: Config, name: str, path: str) -> Path:
     """Of a checkpoint, which may be a hub id: the model's own in its revision, another in its newest."""
     revision = config.model.revision if path == config.model.path else None
     model = replace(config.model, path=path, revision=revision)
-    return Path(hub.on_disk(replace(config, model=model)).model.path).resolve()
+    try:
+        return Path(hub.on_disk(replace(config, model=model)).model.path).resolve()
+    except UserError as error:
+        raise UserError(f"Checkpoint '{name}': {error}") from None
 
 
 def run(config: Config) -> None:
@@ -185,7 +188,7 @@ def run(config: Config) -> None:
     layout, settings = RunLayout.of(config.run_dir), config.evaluate
     if not settings.checkpoints:
         raise UserError("evaluate.checkpoints is empty. Pass evaluate.checkpoints={name: directory, ...}.")
-    checkpoints = {name: _directory(config, path) for name, path in settings.checkpoints.items()}
+    checkpoints = {name: checkpoint_directory(config, name, path) for name, path in settings.checkpoints.items()}
     for name, path in checkpoints.items():
         if not (path / "config.json").exists():
             raise UserError(f"Checkpoint '{name}': '{path}' has no config.json. Give the Hugging Face directory.")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes import evaluate
 from tests.unit.model_hub import BUSY, FORBIDDEN, GATED, GATED_WITHOUT_TOKEN, PRIVATE, Hub, Repository
 from verl_ext import artifacts, compose, hub, model_files, prompting
 from verl_ext.config import Config, ModelConfig
@@ -236,6 +237,20 @@ def test_a_recipe_reads_the_model_that_it_fetched(served: Hub, tmp_path: Path) -
     tokenizer = prompting.load_tokenizer(BASE_POLICY, "problem-only")
     assert row["response_token_ids"] == prompting.encode_response(tokenizer, rows[0]["responses"][0])  # type: ignore[index]
     assert str(tmp_path) not in artifacts.read_lineage(output).to_json()
+
+
+def test_a_checkpoint_to_evaluate_may_be_a_hub_id(served: Hub, tmp_path: Path) -> None:
+    """In the model's revision where it is the model, in the newest where it is another; T4: an error names it."""
+
+    def directory(checkpoint: str, **model: object) -> Path:
+        return evaluate.checkpoint_directory(configured(tmp_path, **model), "base", checkpoint)
+
+    assert hub.origin(directory("tiny/Policy-0.3M", revision="v1")) == f"tiny/Policy-0.3M@{OLD}"
+    shutil.rmtree(tmp_path / "models")
+    assert hub.origin(directory("tiny/Policy-0.3M", path="other/model", revision="v1")) == f"tiny/Policy-0.3M@{NEW}"
+    with pytest.raises(UserError, match="Checkpoint 'base': model.path='runs/mine' is no directory here"):
+        directory("runs/mine")
+    assert directory(str(BASE_POLICY)) == BASE_POLICY
 
 
 def test_a_directory_that_was_damaged_or_not_fetched_is_refused(served: Hub, tmp_path: Path) -> None:
