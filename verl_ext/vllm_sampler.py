@@ -7,11 +7,9 @@ a shard's samples do not depend on what was sampled before it (on one machine an
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,14 +50,18 @@ class Sampler:
         """Put the weights of `path` into the engine: by building it, or in place. UserError for another model."""
         if path == self._loaded:
             return
-        architecture = _architecture(path)
+        architecture = _architecture(path, self._model.trust_remote_code)
         if self._llm is None:
             self._llm = self._build(path)
             self._architecture = architecture
             tokenizer = prompting.load_tokenizer(path, self._model.prompt_template, self._model.trust_remote_code)
             self._stop_token_ids = prompting.stop_token_ids(tokenizer, self._model)
         elif architecture != self._architecture:
-            differing = [key for key in architecture if architecture[key] != self._architecture.get(key)]
+            differing = sorted(
+                key
+                for key in architecture.keys() | self._architecture.keys()
+                if architecture.get(key) != self._architecture.get(key)
+            )
             raise UserError(
                 f"Checkpoint '{path}' is not of the model this engine was built for; config.json differs in "
                 f"{differing}. Evaluate it in a run of its own."
@@ -152,10 +154,24 @@ def _set_threads(count: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(count)
 
 
-def _architecture(path: str) -> dict[str, Any]:
-    """What must be equal for weights to be swapped in place: config.json without names, dtypes and versions."""
-    content = json.loads((Path(path) / "config.json").read_text())
-    ignored = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "attn_implementation"}
+def _architecture(path: str, trust_remote_code: bool) -> dict[str, Any]:
+    """What must be equal for weights to be swapped in place: the configuration without names, dtypes and versions.
+
+    As transformers reads it, defaults included: a published config.json spells the same model otherwise (`rope_theta`,
+    no padding token) than the one that is written beside a trained checkpoint.
+    """
+    from transformers import AutoConfig
+
+    try:
+        content: dict[str, Any] = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).to_dict()
+    except Exception as error:  # its validators raise classes of their own
+        raise UserError(
+            f"Checkpoint '{path}' has a config.json that transformers refuses: {error}. Correct it, or give another."
+        ) from error
+    ignored = {
+        *("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "attn_implementation"),
+        *("pad_token_id", "bos_token_id"),  # of no effect: prompts are token ids, and nothing is padded
+    }
     return {key: value for key, value in content.items() if key not in ignored}
 
 

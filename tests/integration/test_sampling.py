@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,14 +93,43 @@ def test_trainer_and_sampler_agree_on_a_trained_checkpoint_and_the_guard_stops_o
     assert artifacts.read(checkpoint / checkpoints.PROBE, "positives").num_rows > 0
 
 
-def test_a_checkpoint_of_another_model_is_refused(samplers: list[Any], model: ModelConfig, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(model.path, other)
-    config = (other / "config.json").read_text()
-    (other / "config.json").write_text(config.replace('"num_hidden_layers": 3', '"num_hidden_layers": 2'))
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({"intermediate_size": 320}, r"not of the model this engine was built for.*\['intermediate_size'\]"),
+        (
+            {"num_hidden_layers": 2},
+            "has a config.json that transformers refuses.*num_hidden_layers",
+        ),  # of 3 layer_types
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(
+    changes: dict[str, Any], refusal: str, samplers: list[Any], model: ModelConfig, tmp_path: Path
+) -> None:
     sample(samplers, model.path, [0])
-    with pytest.raises(Exception, match="not of the model this engine was built for.*num_hidden_layers"):
-        sample(samplers, str(other), [0])
+    with pytest.raises(Exception, match=refusal):
+        sample(samplers, str(_copied(model.path, tmp_path, changes)), [0])
+
+
+def test_a_checkpoint_whose_configuration_is_spelt_otherwise_is_the_same_model(
+    samplers: list[Any], model: ModelConfig, tmp_path: Path
+) -> None:
+    """A published config.json has `rope_theta` and no padding token; the one beside a trained checkpoint differs."""
+    content = json.loads((Path(model.path) / "config.json").read_text())
+    assert "rope_theta" not in content and content["rope_parameters"]["rope_theta"] == 10000.0
+    spelt = {"rope_parameters": None, "layer_types": None, "rope_theta": 10000.0, "pad_token_id": None}
+    expected = sample(samplers, model.path, [0])
+    assert sample(samplers, str(_copied(model.path, tmp_path, spelt)), [0]).equals(expected)
+
+
+def _copied(path: str, directory: Path, changes: dict[str, Any]) -> Path:
+    """A copy of a model with other values in config.json; None removes a key."""
+    other = directory / "other"
+    shutil.copytree(path, other)
+    content = json.loads((other / "config.json").read_text()) | changes
+    kept = {key: value for key, value in content.items() if value is not None}
+    (other / "config.json").write_text(json.dumps(kept))
+    return other
 
 
 def test_a_prompt_that_is_too_long_is_refused_by_id(model: ModelConfig) -> None:
