@@ -8,6 +8,7 @@ rendezvous to loopback where that is its address. verl logs a failing plugin at 
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 
@@ -59,5 +60,7 @@ def assert_registered() -> None:
         )
 
 
+# verl says in every process which engines it could not import; the only one in use here, FSDP's, is none of them
+warnings.filterwarnings("ignore", message=r"\w+ engine is not available", module=r"verl\.workers\.engine")
 loopback.confine_stores()
 register()
