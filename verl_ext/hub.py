@@ -22,7 +22,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from verl_ext import disk, model_files
+from verl_ext import disk, model_files, tokenizer_class
 from verl_ext.atomic_files import fsync_directory, write_bytes_atomically
 from verl_ext.config import Config, ModelConfig
 from verl_ext.errors import UserError
@@ -68,6 +68,8 @@ def origin(path: Path | str) -> str | None:
 def on_disk(config: Config) -> Config:
     """`config` with a directory as its `model.path`: that of a hub id is fetched where it is not there yet.
 
+    A directory stays, unless every process that loads it would misread its tokenizer (`tokenizer_class`).
+
     Raises UserError where the hub does not give the model, or the directory holds another revision or lacks a file.
     """
     model = config.model
@@ -76,7 +78,7 @@ def on_disk(config: Config) -> Config:
             raise UserError(
                 f"model.revision={model.revision} is of a hub id, and model.path='{model.path}' is none. Unset one."
             )
-        return config
+        return replace(config, model=replace(model, path=_readable(config)))
     target = directory(config)
     if not target.exists():
         logger.info("model '%s' is fetched into '%s'", model.path, target)
@@ -85,6 +87,20 @@ def on_disk(config: Config) -> Config:
                 _fetch(model, target)
     _check(model, target)
     return replace(config, model=replace(model, path=str(target), revision=None))
+
+
+def _readable(config: Config) -> str:
+    """`model.path`, or where transformers would misread its tokenizer, a directory of links that it reads well."""
+    source = Path(config.model.path)
+    if not config.model.path or not tokenizer_class.misnames(source):
+        return config.model.path
+    target = RunLayout.of(config.run_dir).models / source.resolve().name
+    with hold(target, _WAIT_SECONDS):
+        tokenizer_class.link_corrected(source, target)
+    logger.info(
+        "model '%s': its tokenizer is byte-level and named otherwise; it is read by way of '%s'", source, target
+    )
+    return str(target)
 
 
 def _read_origin(path: Path) -> dict[str, Any] | None:
@@ -140,6 +156,8 @@ def _fetch(model: ModelConfig, target: Path) -> None:
         if had_bars:
             enable_progress_bars()
     shutil.rmtree(part / ".cache", ignore_errors=True)  # what huggingface_hub remembers of the download
+    if tokenizer_class.misnames(part):
+        tokenizer_class.correct(part)
     files = {name: (part / name).stat().st_size for name in names}
     found = {"id": model.path, "commit": commit, "revision": model.revision, "files": files}
     write_bytes_atomically(part / ORIGIN, json.dumps(found, indent=1).encode())

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from verl_ext import tokenizer_class
 from verl_ext.config import ModelConfig
 from verl_ext.errors import UserError
 from verl_ext.fitness import Fitness
@@ -59,16 +60,22 @@ MAX_PADDING_FRACTION = 0.05  # of the vocabulary; log(1 / 0.95) = 0.05 nats is w
 
 
 def read_tokenizer(path: Path | str, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model directory or hub id, as it is. Raises UserError if it cannot be loaded."""
-    from transformers import AutoTokenizer
+    """The tokenizer of a model directory or hub id, as it is.
 
+    Raises UserError if it cannot be loaded, or is loaded as another one than its files describe.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    loader = PreTrainedTokenizerFast if tokenizer_class.misnames(Path(path)) else AutoTokenizer
     try:
-        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+        tokenizer = loader.from_pretrained(str(path), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"The tokenizer of model '{path}' cannot be loaded: {error}. Set model.path to a directory with "
             "tokenizer.json, or to a hub id that this machine can reach."
         ) from error
+    tokenizer_class.check(tokenizer, Path(path))
+    return tokenizer
 
 
 def load_tokenizer(path: Path | str, template_name: str | None = None, trust_remote_code: bool = False) -> Any:

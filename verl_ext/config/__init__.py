@@ -10,7 +10,7 @@ from __future__ import annotations
 from verl_ext.config.cluster import ClusterConfig, KubeRayConfig, LaunchConfig, SlurmConfig
 from verl_ext.config.data import CurateConfig, DataConfig, PrepareConfig, SourceConfig
 from verl_ext.config.evaluation import EvaluateConfig, ExplainConfig, GuardConfig, TabulateConfig
-from verl_ext.config.experiment import DoctorConfig, ExperimentConfig, PlanConfig, RowConfig
+from verl_ext.config.experiment import DoctorConfig, ExperimentConfig, PlanConfig, RehearseConfig, RowConfig
 from verl_ext.config.online import OnlineConfig
 from verl_ext.config.policy import ModelConfig
 from verl_ext.config.root import Config
@@ -37,6 +37,7 @@ __all__ = [
     "OnlineConfig",
     "PlanConfig",
     "PrepareConfig",
+    "RehearseConfig",
     "RolloutConfig",
     "RowConfig",
     "SamplerConfig",

@@ -73,3 +73,12 @@ class DoctorConfig:
 
     ray: bool = True  # ask a Ray worker: of cluster.address, or of a local Ray that is started for it
     ports: list[PositiveInt] = field(default_factory=lambda: [6379, 8265, 10001])  # Ray's: control, dashboard, client
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RehearseConfig:
+    """Sizes of a rehearsal."""
+
+    num_steps: PositiveInt = 2  # optimizer steps, and rounds of an online row
+    num_problems: PositiveInt = 48  # of each split
+    num_ranks: PositiveInt = 1  # training processes

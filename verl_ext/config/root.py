@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from verl_ext.config.cluster import ClusterConfig, LaunchConfig
 from verl_ext.config.data import CurateConfig, DataConfig, PrepareConfig
 from verl_ext.config.evaluation import EvaluateConfig, ExplainConfig, GuardConfig, TabulateConfig
-from verl_ext.config.experiment import DoctorConfig, ExperimentConfig, PlanConfig
+from verl_ext.config.experiment import DoctorConfig, ExperimentConfig, PlanConfig, RehearseConfig
 from verl_ext.config.fields import STRICT
 from verl_ext.config.online import OnlineConfig
 from verl_ext.config.policy import ModelConfig
@@ -45,5 +45,6 @@ class Config:
     explain: ExplainConfig = field(default_factory=ExplainConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     doctor: DoctorConfig = field(default_factory=DoctorConfig)
+    rehearse: RehearseConfig = field(default_factory=RehearseConfig)
     simulate: FlowConfig = field(default_factory=FlowConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
