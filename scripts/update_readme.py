@@ -8,12 +8,14 @@
     .venv/bin/python scripts/update_readme.py flow runs/flow/flow.png
     .venv/bin/python scripts/update_readme.py plan runs/dft_offline/plan.md
     .venv/bin/python scripts/update_readme.py promises runs/tests
+    .venv/bin/python scripts/update_readme.py rehearsals runs/rehearsals
 
 The first argument names a block of one of the pages, from `<!-- table -->` to `<!-- end of table -->`, which is
 replaced: by a Markdown file, or the table and notes of a plan; by what a run took; by a figure, with the table of the
 same name beside it; or by tables and figures of a results directory, with the time and memory that the run took. Files
 are copied to <block> in configs/experiment/embedded_results, or beside the page of configs/scale. The promises keep
-their rows; what the last scripts/test.sh found, which it wrote to runs/tests, fills their last column.
+their rows; what the last scripts/test.sh found, which it wrote to runs/tests, fills their last column. The rehearsals
+are those that scripts/rehearse.sh ran.
 """
 
 from __future__ import annotations
@@ -32,7 +34,13 @@ from verl_ext import cluster
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED = ROOT / "configs" / "experiment" / "embedded_results"
 SCALE = ROOT / "configs" / "scale"
-PAGES = {ROOT / "README.md": PUBLISHED, PUBLISHED / "README.md": PUBLISHED, SCALE / "README.md": SCALE}  # page -> files
+EXPERIMENTS = PUBLISHED.parent
+PAGES = {  # page -> where its files are
+    ROOT / "README.md": PUBLISHED,
+    PUBLISHED / "README.md": PUBLISHED,
+    SCALE / "README.md": SCALE,
+    EXPERIMENTS / "README.md": EXPERIMENTS,
+}
 RESOURCES = "resources.jsonl"
 SUITES = {"unit", "faults", "integration"}  # of scripts/test.sh
 TEXTS = ("table.md", "table.csv", "learning_curves.csv", "ablation.csv")
@@ -117,6 +125,26 @@ def last_run(tests: str, cases: list[tuple[str, ElementTree.Element]]) -> str:
     return ", ".join(f"{counts[name]} {name}" for name in ("passed", "failed", "skipped") if counts[name])
 
 
+def rehearsals_block(directory: Path) -> str:
+    """Which experiment was rehearsed with which model: its stages, and how long they took together."""
+    found = [json.loads(path.read_text()) for path in sorted(directory.glob("*/rehearsal/rehearsal.json"))]
+    if not found:
+        sys.exit(f"No rehearsal is in {directory}. Run scripts/rehearse.sh.")
+    models = sorted({record["model"] for record in found}, reverse=True)
+    cells = {
+        (record["experiment"], record["model"]): f"{len(record['stages'])} in {record['seconds'] / 60:.1f} min"
+        for record in found
+    }
+    lines = [f"| stages | {' | '.join(models)} |", f"|---|{'---:|' * len(models)}"]
+    for experiment in sorted({record["experiment"] for record in found}):
+        lines.append(f"| `{experiment}` | {' | '.join(cells.get((experiment, model), '–') for model in models)} |")
+    where = sorted({f"{record['hardware']}; {record['date']}" for record in found})
+    total = sum(record["seconds"] for record in found) / 60
+    fidelities = " and ".join(sorted({record["fidelity"] for record in found}))
+    note = f"{len(found)} rehearsals, fidelity {fidelities}, {total:.0f} minutes in all ({' and '.join(where)})."
+    return "\n".join([*lines, "", note])
+
+
 def outcome(case: ElementTree.Element) -> str:
     """How one test ended."""
     names = {child.tag for child in case}
@@ -136,6 +164,8 @@ def main(block: str, given: Path) -> None:
     page = find_page(block)
     if block == "promises":
         text = promises_block(page, given)
+    elif block == "rehearsals":
+        text = rehearsals_block(given)
     elif given.is_dir():
         text = results_block(block, given, page)
     elif given.name == RESOURCES:
