@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,26 @@ def _wants_worker_logs() -> bool:
     return os.environ.get("RECIPE_WORKER_LOGS", "0") == "1"
 
 
+_GPU_SECONDS = 30.0
+
+
+def require_gpus(needed: int, what: str, setting: str) -> None:
+    """Wait until `needed` GPUs are free: Ray counts those of a process that was just ended a moment later.
+
+    Raises UserError where the cluster has fewer, or others hold them for longer than that.
+    """
+    import ray
+
+    deadline = time.monotonic() + _GPU_SECONDS
+    while (present := int(ray.available_resources().get("GPU", 0))) < needed:
+        if ray.cluster_resources().get("GPU", 0) < needed or time.monotonic() > deadline:
+            raise UserError(
+                f"{what} asks for {needed} GPU(s), but Ray has {present} free. "
+                f"Lower {setting}, or wait for (or stop) the job that holds them: `ray status` shows it."
+            )
+        time.sleep(0.1)
+
+
 def create_workers(config: Config) -> RayWorkerGroup:
     """A group of `OfflineActorWorker`s, one a rank. Raises UserError when the cluster has too few GPUs for it."""
     import ray
@@ -118,12 +139,7 @@ def create_workers(config: Config) -> RayWorkerGroup:
     plugin.register()  # in this process; in Ray's, verl does it
     cluster = config.cluster
     start_ray(cluster, config.sampler.num_engines)
-    needed, present = cluster.num_nodes * cluster.ranks_per_node, int(ray.available_resources().get("GPU", 0))
-    if present < needed:
-        raise UserError(
-            f"Training asks for {needed} GPU(s), but Ray has {present} free. "
-            "Lower cluster.ranks_per_node, or wait for (or stop) the job that holds them: `ray status` shows it."
-        )
+    require_gpus(cluster.num_nodes * cluster.ranks_per_node, "Training", "cluster.ranks_per_node")
     # one process a bundle: with verl's default of 10 CPUs a rank, a small machine would wait forever
     pool = RayResourcePool([cluster.ranks_per_node] * cluster.num_nodes, max_colocate_count=1, use_gpu=True)
     actor = RayClassWithInitArgs(ray.remote(OfflineActorWorker), config=worker_config(config.model, config.train))

@@ -62,10 +62,15 @@ def shard_prompts(prompts: pa.Table, shard_size: int) -> list[pa.Table]:
 
 
 def create_samplers(model: ModelConfig, sampler: SamplerConfig, cluster_config: ClusterConfig) -> list[Any]:
-    """Ray actors, one an engine; weights are loaded when the first shard names them."""
+    """Ray actors, one an engine; weights are loaded when the first shard names them.
+
+    Raises UserError when the cluster has too few GPUs for them.
+    """
     import ray
 
     cluster.start_ray(cluster_config, sampler.num_engines)
+    needed = sampler.num_engines * sampler.tensor_parallel_size
+    cluster.require_gpus(needed, "Sampling", "sampler.num_engines or sampler.tensor_parallel_size")
     on_cpu = cluster.runs_on_cpu(cluster_config)
     actor = ray.remote(Sampler).options(num_cpus=1, num_gpus=sampler.tensor_parallel_size)
     return [actor.remote(model, sampler, on_cpu) for _ in range(sampler.num_engines)]

@@ -72,5 +72,6 @@ class Session:
         if self._workers is not None:
             for worker in self._workers.workers:
                 ray.kill(worker)
-            ray.util.remove_placement_group(self._workers.resource_pool.pgs[0])
+            for group in self._workers.resource_pool.pgs:  # one a node
+                ray.util.remove_placement_group(group)
             self._workers = None
