@@ -103,7 +103,9 @@ def _teach(model: ModelConfig, settings: dict[str, Any], seed: int) -> None:
     """Draw the weights from `seed`, teach the habit by plain gradient descent, write the model beside its tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     path = Path(model.path)
     (path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     tokenizer = prompting.load_tokenizer(path, model.prompt_template)
