@@ -1,4 +1,7 @@
-"""A second set of weights beside a model's own: its past, or an average of it. Each rank keeps its own shards."""
+"""A second set of weights beside a model's own: its past, or an average of it. Each rank keeps its own shards.
+
+They lie where the model's shards do: on the device, or in CPU memory (model.offload=always).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from verl.utils.device import get_torch_device
 
 
 class WeightCopy:
@@ -42,6 +46,7 @@ class WeightCopy:
         for module in self._module.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # drops what was gathered from the other set
+        get_torch_device().synchronize()  # shards in CPU memory may still be on their way to the device
         for copy, shard in zip(self._copies, self._shards(), strict=True):
             kept = shard.clone()
             shard.copy_(copy)
@@ -52,5 +57,7 @@ class WeightCopy:
         torch.save(self._copies, path)
 
     def load(self, path: Path) -> None:
-        """Read this rank's shards, as `save` wrote them for the same number of ranks."""
-        self._copies = torch.load(path, weights_only=True)
+        """Read this rank's shards, as `save` wrote them for the same number of ranks, wherever they lay then."""
+        stored = torch.load(path, weights_only=True, map_location="cpu")
+        for copy, shard in zip(self._copies, stored, strict=True):
+            copy.copy_(shard)

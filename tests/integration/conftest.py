@@ -113,17 +113,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def workers(model: ModelConfig) -> Iterator[Callable[..., Any]]:
-    """`workers(num_ranks)`: a worker group that lives as long as the session; `packed` ranks share sequences."""
-    groups: dict[tuple[int, bool], Any] = {}
+    """`workers(num_ranks)`: a group that lives as long as the session; of another model if it packs or offloads."""
+    groups: dict[tuple[int, bool, str], Any] = {}
 
-    def get(num_ranks: int, packed: ModelConfig | None = None) -> Any:
-        key = (num_ranks, packed is not None)
+    def get(num_ranks: int, other: ModelConfig | None = None) -> Any:
+        asked = other or model
+        key = (num_ranks, asked.use_remove_padding, asked.offload)
         if key not in groups:
-            # room for the groups of one, of two and of two packed ranks, and for an engine
-            cluster.start_ray(ClusterConfig(ranks_per_node=5), num_engines=1)
-            train = TrainConfig(sequence_parallel_size=num_ranks if packed else 1)
+            # room for the groups of one, of two, of two packed and of one offloaded rank, and for an engine
+            cluster.start_ray(ClusterConfig(ranks_per_node=6), num_engines=1)
+            train = TrainConfig(sequence_parallel_size=num_ranks if asked.use_remove_padding else 1)
             place = ClusterConfig(ranks_per_node=num_ranks)
-            groups[key] = cluster.create_workers(Config(model=packed or model, train=train, cluster=place))
+            groups[key] = cluster.create_workers(Config(model=asked, train=train, cluster=place))
         return groups[key]
 
     yield get

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ class Layout:
     chunk_tokens: int | None = None
     gradient_checkpointing: bool = False
     lora_rank: int = 0
+    offload: Literal["none", "idle", "always"] = "none"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,7 @@ def _make_engine(layout: Layout, work: Work) -> Any:
         use_remove_padding=layout.use_remove_padding,
         gradient_checkpointing=layout.gradient_checkpointing,
         lora_rank=layout.lora_rank,
+        offload=layout.offload,
     )
     config = worker_config(model, TrainConfig(sequence_parallel_size=layout.sequence_parallel_size))
     engine = OfflineActorEngine(
@@ -88,6 +90,7 @@ def _make_engine(layout: Layout, work: Work) -> Any:
     engine.logits_chunk_tokens = layout.chunk_tokens
     torch.manual_seed(0)  # of adapters
     engine.initialize()
+    assert engine._uses_fsdp2_cpu_offload_policy == (layout.offload == "always")
     return engine
 
 

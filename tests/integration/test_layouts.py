@@ -1,4 +1,4 @@
-"""Loss and gradient of a step do not depend on how it is laid out: ranks, sequence parallelism, packing, chunks."""
+"""Loss and gradient of a step do not depend on its layout: ranks, shared sequences, packing, chunks, offload."""
 
 from __future__ import annotations
 
@@ -48,9 +48,13 @@ TWO = Layout(name="two_ranks", num_ranks=2)
 TWO_CHUNKS = Layout(name="two_ranks_chunks", num_ranks=2, chunk_tokens=7)
 SHARED = Layout(name="shared", num_ranks=2, sequence_parallel_size=2, use_remove_padding=True)
 SHARED_CHUNKS = dataclasses.replace(SHARED, name="shared_chunks", chunk_tokens=7)
+OFFLOADED = Layout(name="offloaded", offload="always")
+TWO_OFFLOADED = dataclasses.replace(OFFLOADED, name="two_ranks_offloaded", num_ranks=2)
+TWO_OFFLOADED_CHUNKS = dataclasses.replace(TWO_OFFLOADED, name="two_ranks_offloaded_chunks", chunk_tokens=7)
 ADAPTED = Layout(name="adapted", lora_rank=4)
 ADAPTED_CHUNKS = Layout(name="adapted_chunks", lora_rank=4, chunk_tokens=7)
-LIKE_PLAIN = [CHUNKS, PACKED, TWO, TWO_CHUNKS, SHARED, SHARED_CHUNKS]
+ADAPTED_OFFLOADED = dataclasses.replace(ADAPTED_CHUNKS, name="adapted_offloaded", offload="always")
+LIKE_PLAIN = [CHUNKS, PACKED, TWO, TWO_CHUNKS, SHARED, SHARED_CHUNKS, OFFLOADED, TWO_OFFLOADED, TWO_OFFLOADED_CHUNKS]
 FEW: list[Case] = [("dft", {}), ("asft", {"kl_coef": 2.0}), ("dpo", {"beta": 0.5})]
 
 
@@ -93,7 +97,8 @@ def untied(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> M
     """A head of its own, which FSDP gathers for its forward pass alone; one head of keys, which two ranks repeat."""
     out = tmp_path_factory.mktemp("untied")
     model = make_model(out / "model", tie_word_embeddings=False, num_key_value_heads=1)
-    layouts = [PLAIN, CHUNKS, RECOMPUTED, TWO_CHUNKS, SHARED, SHARED_CHUNKS, ADAPTED, ADAPTED_CHUNKS]
+    adapted = [ADAPTED, ADAPTED_CHUNKS, ADAPTED_OFFLOADED]
+    layouts = [PLAIN, CHUNKS, RECOMPUTED, TWO_CHUNKS, SHARED, SHARED_CHUNKS, TWO_OFFLOADED_CHUNKS, *adapted]
     return measure(model, data, layouts, FEW, out)
 
 
@@ -112,17 +117,20 @@ def test_loss_and_gradient_equal_those_of_one_rank_with_all_logits(tied: Measure
 
 
 @pytest.mark.parametrize(
-    "layout", [CHUNKS, RECOMPUTED, TWO_CHUNKS, SHARED, SHARED_CHUNKS], ids=lambda layout: layout.name
+    "layout",
+    [CHUNKS, RECOMPUTED, TWO_CHUNKS, SHARED, SHARED_CHUNKS, TWO_OFFLOADED_CHUNKS],
+    ids=lambda layout: layout.name,
 )
 @pytest.mark.parametrize("case", FEW, ids=lambda case: case[0])
 def test_a_head_of_its_own_and_repeated_keys_change_nothing(untied: Measured, layout: Layout, case: Case) -> None:
     assert_equal(untied(layout, case), untied(PLAIN, case))
 
 
+@pytest.mark.parametrize("layout", [ADAPTED_CHUNKS, ADAPTED_OFFLOADED], ids=lambda layout: layout.name)
 @pytest.mark.parametrize("case", FEW, ids=lambda case: case[0])
-def test_chunks_equal_all_logits_under_adapters_too(untied: Measured, case: Case) -> None:
+def test_chunks_and_offload_change_nothing_under_adapters_too(untied: Measured, layout: Layout, case: Case) -> None:
     """The head is frozen, and its own reference where a method has a KL."""
-    assert_equal(untied(ADAPTED_CHUNKS, case), untied(ADAPTED, case))
+    assert_equal(untied(layout, case), untied(ADAPTED, case))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,46 @@ def test_a_run_killed_after_any_step_ends_in_the_same_bytes(
     kept = ("step", "loss", "grad_norm", "learning_rate")
     records = [[{key: record[key] for key in kept} for record in read_log(run)] for run in (whole, interrupted)]
     assert records[0] == records[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [("dft", {}), ("iw_sft", {"reference": "lagged", "decay": 0.5, "period": 1}), ("asft", {"kl_coef": 1.0})],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_weights_in_cpu_memory_end_in_the_same_bytes(
+    method: str,
+    params: dict[str, Any],
+    model: ModelConfig,
+    positives: Path,
+    workers: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also from checkpoint to checkpoint, where the last steps are made without; with a moving average, with a KL."""
+    settings = {"num_steps": 6, "save_every": 1, "lr_schedule": "cosine", "max_tokens_per_micro_batch": 60}
+    whole = make_run(model, positives, tmp_path / "whole", method, params, **settings)
+    trainer.train(whole, lambda: workers(1))
+    offloaded = replace(model, offload="always")
+    interrupted = make_run(offloaded, positives, tmp_path / "interrupted", method, params, **settings)
+    steps = training_loop.TrainingLoop._step
+    for stop in (2, 4):
+
+        def step_or_die(self: Any, step: int, stop: int = stop) -> Any:
+            if step == stop:
+                raise _Killed
+            return steps(self, step)
+
+        monkeypatch.setattr(training_loop.TrainingLoop, "_step", step_or_die)
+        with pytest.raises(_Killed):
+            trainer.train(interrupted, lambda: workers(1, offloaded))
+        assert checkpoints.latest(interrupted.output_dir / "steps")[1]["step"] == stop
+    monkeypatch.setattr(training_loop.TrainingLoop, "_step", steps)
+    trainer.train(replace(interrupted, model=model), lambda: workers(1))
+    exported = [(run.output_dir / "huggingface" / "model.safetensors").read_bytes() for run in (whole, interrupted)]
+    assert exported[0] == exported[1]
+    for found, expected in zip(read_log(interrupted), read_log(whole), strict=True):
+        assert (found["loss"], found["grad_norm"]) == (expected["loss"], expected["grad_norm"])
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(

@@ -26,6 +26,9 @@ class ModelConfig:
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     use_remove_padding: bool = False  # packed sequences; needs flash_attention_2
     gradient_checkpointing: bool = False
+    # what leaves the GPU. idle: online, weights and Adam's moments while the policy is sampled. always: weights,
+    # gradients and moments are kept in CPU memory, where Adam steps; layers visit the GPU one by one
+    offload: Literal["none", "idle", "always"] = "none"
     trust_remote_code: bool = False
     allow_pickle: bool = False  # load weights of which there is no safetensors file
     lora_rank: NonNegativeInt = 0  # of adapters on all linear layers; 0 trains all weights
@@ -34,6 +37,7 @@ class ModelConfig:
     def identity(self) -> dict[str, Any]:
         """What lineage records beside the weights: all that is in use (adapters, bf16 weights where there are any)."""
         unused = {"path", "revision", "download_dir", "allow_pickle"}  # the files' hashes and their origin are known
+        unused |= {"offload"}  # where numbers lie, not what they are: a run may go on with another choice
         unused |= {"demonstration_template", "stop"}  # the prompts and rollouts know these
         unused |= set() if self.lora_rank else {"lora_rank", "lora_alpha"}
         unused |= {"parameter_dtype"} if self.parameter_dtype == "fp32" else set()

@@ -29,6 +29,7 @@ def compose_overrides(run: OnlineRun, plan_path: Path, resume_from: Path | None,
         _actor(run),
         _loss(run),
         _critic(run) if run.online.algorithm == "ppo" else ["critic.enable=false"],
+        _offload(run),
         _rollout(run),
         _reward(run),
         _trainer(run, plan_path, resume_from),
@@ -164,6 +165,13 @@ def _critic(run: OnlineRun) -> list[str]:
         f"critic.fsdp.seed={run.online.seed}",
         f"trainer.critic_warmup={run.online.critic_warmup_steps + 1}",  # the first round that trains the policy
     ]
+
+
+def _offload(run: OnlineRun) -> list[str]:
+    """What leaves the device; the reference policy of a KL is in CPU memory in any case."""
+    keys = {"none": (), "idle": ("param_offload", "optimizer_offload"), "always": ("offload_policy",)}
+    engines = ("actor_rollout_ref.actor.fsdp_config", "critic.fsdp")
+    return [f"{engine}.{key}=true" for engine in engines for key in keys[run.model.offload]]
 
 
 def _rollout(run: OnlineRun) -> list[str]:

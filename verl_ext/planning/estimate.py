@@ -15,7 +15,10 @@ from verl_ext.planning.power import Detectable, detectable
 from verl_ext.planning.setting import Setting, Stage
 from verl_ext.planning.stages import cells_of, num_items, stages_of, staging_bytes
 
-_MORE_RANKS = "Raise cluster.ranks_per_node or cluster.num_nodes, or train adapters (model.lora_rank)."
+_MORE_RANKS = (
+    "Raise cluster.ranks_per_node or cluster.num_nodes, train adapters (model.lora_rank), or keep weights, gradients "
+    "and moments in CPU memory (model.offload=always)."
+)
 _SMALLER = "lower max_tokens_per_micro_batch, or share sequences (train.sequence_parallel_size)."
 _REMEDIES = {
     "parameters": _MORE_RANKS,
@@ -128,5 +131,14 @@ def _memory(setting: Setting, stages: Sequence[Stage]) -> list[str]:
             f"'{worst.name}' wants {(worst.memory or 0) / GIGA:.0f} GB on each of {num_ranks(config)} x "
             f"{device_.name} of {memory / GIGA:.0f} GB, most of it ({getattr(worst.training, part) / GIGA:.0f} GB) for "
             f"{part}. {_REMEDIES[part]}"
+        )
+    sampler = config.sampler.gpu_memory_utilization * memory
+    crowded = [stage for stage in stages if stage.idle and sampler + stage.idle > FILLED_FRACTION * memory]
+    if crowded:
+        worst = max(crowded, key=lambda stage: stage.idle)
+        found.append(
+            f"'{worst.name}' keeps {worst.idle / GIGA:.1f} GB of weights and moments on each {device_.name} of "
+            f"{memory / GIGA:.0f} GB while it samples, beside the sampler's {sampler / GIGA:.0f} GB. Set "
+            "model.offload=idle, or lower sampler.gpu_memory_utilization."
         )
     return found

@@ -13,6 +13,10 @@ by P ranks (train.sequence_parallel_size), T_r of them trained; b are the bytes 
     logits        (12 + b) V bytes for each of T_r / P tokens, or of train.logits_chunk_tokens where that is less: the
                   logits, and in fp32 their log-softmax and the gradients of both
 
+With model.offload=always weights, gradients, moments and copies are in CPU memory and take nothing on the device: the
+node's share of c (4 + copies) N is there instead. `idle` changes nothing at this peak. While an online run samples,
+parameters and moments stay beside the sampler with `none`, and nothing does with `idle` and `always`.
+
 Not counted: the allocator's waste, communication buffers, CUDA's context, cuBLAS work space: leave a tenth free.
 """
 
@@ -73,14 +77,20 @@ def training_memory(
     root = shape.num_parameters - shape.num_layers * shape.layer_parameters
     layer, boundary = activation_bytes(shape, number), number * shape.hidden_size
     activations = shape.num_layers * boundary + layer if model.gradient_checkpointing else shape.num_layers * layer
+    share = 0 if model.offload == "always" else stored / num_ranks
     return Memory(
-        parameters=stored * (1 + weight_copies) * shape.num_parameters / num_ranks,
-        gradients=stored * trainable / num_ranks,
-        moments=2 * stored * trainable / num_ranks,
+        parameters=share * (1 + weight_copies) * shape.num_parameters,
+        gradients=share * trainable,
+        moments=2 * share * trainable,
         gathered=number * (3 * shape.layer_parameters + 2 * root),
         activations=activations * batch.tokens / batch.num_shards,
         logits=(3 * _FP32 + number) * batch.logit_rows * shape.vocab_size,
     )
+
+
+def idle_bytes(training: Memory, model: ModelConfig) -> float:
+    """What a policy that is trained online keeps on the device while it is sampled."""
+    return training.parameters + training.moments if model.offload == "none" else 0.0
 
 
 def activation_bytes(shape: Architecture, number: int) -> int:

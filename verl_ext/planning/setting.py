@@ -28,6 +28,7 @@ class Stage:
     core_hours: float = 0.0
     memory: float | None = None
     training: Memory | None = None  # what `memory` of a training rank is for
+    idle: float = 0.0  # bytes of one device that online training holds beside the sampler
     disk: float = 0.0  # bytes that stay
 
     @property

@@ -19,7 +19,7 @@ from verl_ext.losses import get_method
 from verl_ext.losses.base import Requirements
 from verl_ext.planning import costs
 from verl_ext.planning.costs import Row
-from verl_ext.planning.memory import MicroBatch, training_memory
+from verl_ext.planning.memory import MicroBatch, idle_bytes, training_memory
 from verl_ext.planning.setting import Setting, Stage
 
 _HOUR = 3600.0
@@ -198,7 +198,8 @@ def _micro_batch(config: Config, train: TrainConfig, rows_per_item: int) -> Micr
 def _online(setting: Setting, cell: Cell) -> Stage:
     """Rounds of sampling, scoring (policy, and what else the algorithm keeps) and training, on the same devices.
 
-    PPO trains a critic of the policy's size; a KL to the initial policy keeps that one as well.
+    PPO trains a critic of the policy's size; a KL to the initial policy scores under that one, too, whose weights verl
+    keeps in CPU memory.
     """
     assert cell.online is not None
     config, shape, row, online = setting.config, setting.shape, setting.row, cell.online
@@ -214,7 +215,7 @@ def _online(setting: Setting, cell: Cell) -> Stage:
     tokens = max(online.max_tokens_per_micro_batch, longest)
     batch = MicroBatch(tokens=tokens, trained_tokens=tokens)  # verl's engine runs the head on all of them
     in_fp32 = replace(config.model, parameter_dtype="fp32")  # as verl's trainer is started
-    memory = training_memory(shape, in_fp32, batch, num_ranks=ranks, weight_copies=online.kl_coef > 0)
+    memory = training_memory(shape, in_fp32, batch, num_ranks=ranks)
     states = memory.parameters + memory.gradients + memory.moments
     updates = online.prompts_per_step // (online.prompts_per_update or online.prompts_per_step)
     saves = -(-online.num_steps // (online.save_every or online.num_steps))
@@ -226,6 +227,7 @@ def _online(setting: Setting, cell: Cell) -> Stage:
         device_hours=sampled.device_hours + flops / setting.flops_per_second / _HOUR,
         memory=memory.total + (models - 1) * states,
         training=memory,
+        idle=models * idle_bytes(memory, config.model),
         disk=models * min(saves, online.keep_last + bool(online.keep_best)) * _checkpoint_bytes(setting)
         + _weight_bytes(setting),
     )

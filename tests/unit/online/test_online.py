@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
@@ -156,6 +156,23 @@ def test_a_gpu_gets_its_own_precision_and_memory(prompts: Path, tmp_path: Path) 
     assert config.actor_rollout_ref.rollout.dtype == "bfloat16"
     assert config.actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype == "bf16"
     assert "VERL_PLATFORM" not in run.environment()
+
+
+@pytest.mark.parametrize(
+    ("offload", "expected"),
+    [("none", (False, False, False)), ("idle", (True, True, False)), ("always", (False, False, True))],
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_leaves_the_device_is_told_to_actor_and_critic(
+    prompts: Path, tmp_path: Path, device: Literal["cpu", "cuda"], offload: Any, expected: tuple[bool, ...]
+) -> None:
+    run = make_run(prompts, tmp_path, cluster=ClusterConfig(device=device), algorithm="ppo", n=1, kl_coef=0.1)
+    config = verl_config(dataclasses.replace(run, model=dataclasses.replace(run.model, offload=offload)))
+    for engine in (config.actor_rollout_ref.actor.fsdp_config, config.critic.fsdp):
+        assert (engine.param_offload, engine.optimizer_offload, engine.offload_policy) == expected
+        assert engine.use_no_sync_for_gradient_accumulation is False, "whole gradients would stay on the device"
+    reference = config.actor_rollout_ref.ref.fsdp_config
+    assert reference.forward_only, "verl keeps such an engine's weights in CPU memory"
 
 
 def test_a_running_cluster_is_joined_with_our_environment(prompts: Path, tmp_path: Path) -> None:
@@ -346,6 +363,8 @@ def test_what_decides_the_weights_is_in_the_lineage_and_nothing_else(prompts: Pa
     assert make_run(prompts, tmp_path / "other", save_every=1, max_idle_seconds=5.0).lineage() == lineage
     for change in ({"seed": 1}, {"n": 8}, {"loss": "raft"}, {"verify": VerifyConfig(cpu_seconds=1.0)}):
         assert make_run(prompts, tmp_path, **change).lineage() != lineage
+    offloaded = dataclasses.replace(make_run(prompts, tmp_path).model, offload="always")
+    assert make_run(prompts, tmp_path, model=offloaded).lineage() == lineage
 
 
 def test_a_finished_run_is_skipped_and_another_one_refused(

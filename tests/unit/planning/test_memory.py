@@ -10,7 +10,7 @@ import pytest
 from tests.unit.planning.shapes import SMALL
 from verl_ext.config import ModelConfig
 from verl_ext.planning.architecture import of_model, read
-from verl_ext.planning.memory import MicroBatch, activation_bytes, training_memory
+from verl_ext.planning.memory import MicroBatch, activation_bytes, idle_bytes, training_memory
 
 MODEL = ModelConfig(dtype="bf16")
 BATCH = MicroBatch(tokens=10, trained_tokens=4)
@@ -42,6 +42,22 @@ def test_adapters_have_gradients_and_moments_and_weights_do_not() -> None:
 def test_bf16_parameters_halve_the_state_and_copies_add_to_it() -> None:
     found = training_memory(SMALL, replace(MODEL, parameter_dtype="bf16"), BATCH, num_ranks=1, weight_copies=1)
     assert (found.parameters, found.gradients, found.moments) == (2 * 2 * 348, 2 * 348, 4 * 348)
+
+
+def test_offloaded_weights_gradients_moments_and_copies_take_nothing_on_the_device() -> None:
+    plain = training_memory(SMALL, MODEL, BATCH, num_ranks=2, weight_copies=1)
+    always = training_memory(SMALL, replace(MODEL, offload="always"), BATCH, num_ranks=2, weight_copies=1)
+    assert (always.parameters, always.gradients, always.moments) == (0, 0, 0)
+    assert plain.total - always.total == (8 + 4 + 8) * 348 / 2
+    assert training_memory(SMALL, replace(MODEL, offload="idle"), BATCH, num_ranks=2, weight_copies=1) == plain
+
+
+def test_weights_and_moments_stay_beside_the_sampler_unless_they_are_offloaded() -> None:
+    found = training_memory(SMALL, MODEL, BATCH, num_ranks=2)
+    assert idle_bytes(found, MODEL) == (4 + 8) * 348 / 2
+    assert idle_bytes(found, replace(MODEL, offload="idle")) == 0
+    always = replace(MODEL, offload="always")
+    assert idle_bytes(training_memory(SMALL, always, BATCH, num_ranks=2), always) == 0
 
 
 def test_sequence_parallel_ranks_share_a_micro_batch_and_chunks_bound_the_logits() -> None:

@@ -150,6 +150,27 @@ def test_what_does_not_fit_is_said_with_its_remedy() -> None:
     assert "device-hours" in report.markdown(one) and "**Warning:**" in report.markdown(one)
 
 
+def test_offload_makes_room_for_32b_in_training_and_for_7b_beside_the_sampler() -> None:
+    s1k, two_stage = ["experiment=iw_sft_s1k", "plan.device=h100"], ["experiment=psft_two_stage", "plan.device=h100"]
+    (warning,) = estimate(compose.compose([*s1k, "model.offload=none"])).warnings
+    assert "for moments." in warning and warning.endswith("in CPU memory (model.offload=always).")
+    assert estimate(compose.compose(s1k)).warnings == ()
+    plan = estimate(compose.compose([*two_stage, "model.offload=none"]))
+    # 4 bytes of weights and 8 of moments for 7.6e9 parameters on 8 ranks; 85 % of 80 GB are the sampler's
+    assert stage(plan, "train sft_grpo").idle == 12 * plan.shape.num_parameters / 8
+    (warning,) = plan.warnings
+    assert "keeps 11.4 GB of weights and moments on each h100 of 80 GB while it samples" in warning
+    assert "beside the sampler's 68 GB. Set model.offload=idle" in warning
+    assert estimate(compose.compose(two_stage)).warnings == ()
+
+
+def test_a_critic_stays_beside_the_sampler_too_and_the_reference_of_a_kl_does_not() -> None:
+    overrides = ["experiment=dft_offline", "plan.device=h100", "model.offload=none"]
+    plan = estimate(compose.compose([*overrides, "online.kl_coef=0.1"]))
+    policy = 12 * plan.shape.num_parameters / 8
+    assert (stage(plan, "train grpo").idle, stage(plan, "train ppo").idle) == (policy, 2 * policy)
+
+
 def test_the_table_has_a_line_for_every_stage_and_their_sum() -> None:
     plan = planned("base", "sft")
     heading, *lines, total = report.rows(plan)
