@@ -99,6 +99,7 @@ def sample_jobs(
         return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.target_max_block_size = None  # else Ray cuts a shard of more than 192 MiB in two
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
     def sample(block: pa.Table) -> pa.Table:
@@ -117,7 +118,10 @@ def sample_jobs(
     dataset = _map_once(ray.data.from_arrow(blocks), sample, len(samplers))
     try:
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield jobs[int(table["job"][0].as_py())].key, table.drop_columns(["job"])
+            job = int(table["job"][0].as_py())
+            if len(table) != (expected := len(blocks[job]) * request.n):
+                raise RuntimeError(f"Ray delivered {len(table)} of the {expected} samples of shard {jobs[job].key}")
+            yield jobs[job].key, table.drop_columns(["job"])
     except RayError as error:
         if (reason := _why_engine_failed(str(error), max_idle_seconds)) is None:
             raise

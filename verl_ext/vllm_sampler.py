@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,10 @@ class SamplingRequest:
         digest = hashlib.sha256(f"{self.seed}:{shard}".encode()).digest()
         return int.from_bytes(digest[:4], "big")
 
+    def prompt_seed(self, shard: int, index: int) -> int:
+        """Seed of a prompt's generators: vLLM gives its samples this one and the n - 1 after it."""
+        return self.shard_seed(shard) + index * self.n
+
 
 class Sampler:
     """One vLLM engine in one process. Ray makes an actor of it; a test may use it directly."""
@@ -50,7 +54,7 @@ class Sampler:
         """Put the weights of `path` into the engine: by building it, or in place. UserError for another model."""
         if path == self._loaded:
             return
-        architecture = _architecture(path, self._model.trust_remote_code)
+        architecture = _architecture(path, self._model)
         if self._llm is None:
             self._llm = self._build(path)
             self._architecture = architecture
@@ -63,7 +67,7 @@ class Sampler:
                 if architecture.get(key) != self._architecture.get(key)
             )
             raise UserError(
-                f"Checkpoint '{path}' is not of the model this engine was built for; config.json differs in "
+                f"Checkpoint '{path}' is not of the model this engine was built for; its files differ in "
                 f"{differing}. Evaluate it in a run of its own."
             )
         else:
@@ -104,8 +108,7 @@ class Sampler:
 
         self.load(path)
         self._llm.reset_prefix_cache()
-        seed = request.shard_seed(shard)
-        torch.manual_seed(seed)
+        torch.manual_seed(request.shard_seed(shard))
         ids = prompts["prompt_token_ids"].to_pylist()
         parameters = [
             SamplingParams(
@@ -116,7 +119,7 @@ class Sampler:
                 stop_token_ids=self._stop_token_ids,
                 logprobs=0,  # of the sampled token alone
                 # vLLM's CPU generators cannot be seeded by request: there the process-wide seed above decides
-                seed=None if self._on_cpu else (seed + index) % 2**32,
+                seed=None if self._on_cpu else request.prompt_seed(shard, index),
             )
             for index in range(len(ids))
         ]
@@ -154,16 +157,20 @@ def _set_threads(count: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(count)
 
 
-def _architecture(path: str, trust_remote_code: bool) -> dict[str, Any]:
+_ENDS = "tokens that end a response"
+
+
+def _architecture(path: str, model: ModelConfig) -> dict[str, Any]:
     """What must be equal for weights to be swapped in place: the configuration without names, dtypes and versions.
 
     As transformers reads it, defaults included: a published config.json spells the same model otherwise (`rope_theta`,
-    no padding token) than the one that is written beside a trained checkpoint.
+    no padding token) than the one that is written beside a trained checkpoint. There verl replaces `eos_token_id`, in
+    Llama's instruct models a list, by the tokenizer's own; what ends a response is all of its files together.
     """
     from transformers import AutoConfig
 
     try:
-        content: dict[str, Any] = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).to_dict()
+        content: dict[str, Any] = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code).to_dict()
     except Exception as error:  # its validators raise classes of their own
         raise UserError(
             f"Checkpoint '{path}' has a config.json that transformers refuses: {error}. Correct it, or give another."
@@ -171,8 +178,11 @@ def _architecture(path: str, trust_remote_code: bool) -> dict[str, Any]:
     ignored = {
         *("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "attn_implementation"),
         *("pad_token_id", "bos_token_id"),  # of no effect: prompts are token ids, and nothing is padded
+        "eos_token_id",
     }
-    return {key: value for key, value in content.items() if key not in ignored}
+    tokenizer = prompting.load_tokenizer(path, model.prompt_template, model.trust_remote_code)
+    ends = sorted(prompting.end_token_ids(tokenizer, replace(model, path=path)))
+    return {key: value for key, value in content.items() if key not in ignored} | {_ENDS: ends}
 
 
 def _rollouts(prompts: pa.Table, outputs: Sequence[Any], n: int) -> pa.Table:
