@@ -9,4 +9,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 scripts/setup.sh
+PATH=$(realpath "${VENV:-.venv}")/bin:$PATH # sbatch hands it on to the nodes, which run `python` and `ray`
+export PATH
 exec "${VENV:-.venv}/bin/python" -m recipes.compare launch.submit=true "$@"

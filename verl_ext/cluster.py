@@ -75,6 +75,7 @@ def start_ray(cluster: ClusterConfig, num_engines: int = 1) -> None:
         options |= {
             "num_cpus": max(os.cpu_count() or 1, num_ranks + num_engines + 4),
             "num_gpus": num_ranks + num_engines,
+            "object_store_memory": _STORE,
         }
     # one's own directory: short, since Ray's sockets have a path limit, and free of other users' files
     directory = tempfile.mkdtemp(prefix="ray-")
@@ -84,7 +85,6 @@ def start_ray(cluster: ClusterConfig, num_engines: int = 1) -> None:
         address="local",  # not what RAY_ADDRESS says
         include_dashboard=False,
         _temp_dir=directory,
-        object_store_memory=_STORE,
         **options,
     )
     logger.info("Ray started: %s CPUs, logs in %s", int(ray.cluster_resources().get("CPU", 0)), directory)
@@ -100,7 +100,7 @@ def _warn_without_token() -> None:
         )
 
 
-_STORE = 512 * 2**20  # bytes; a step's batch and a shard of samples are far smaller
+_STORE = 512 * 2**20  # bytes, on a CPU; of a large model a shard of long samples alone may be more
 
 
 def _wants_worker_logs() -> bool:

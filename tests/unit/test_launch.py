@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import stat
 import subprocess
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 import yaml
 
 from recipes import compare
+from verl_ext import cluster
+from verl_ext import compose as compose_module
 from verl_ext.compose import compose
 from verl_ext.config import Config, LaunchConfig
 from verl_ext.errors import UserError
@@ -199,6 +202,35 @@ def test_the_batch_script_starts_ray_on_every_node_and_then_the_experiment(tmp_p
     assert "#SBATCH --nodes=3\n" in text and "#SBATCH --gpus-per-node=2\n" in text and "#SBATCH --exclusive\n" in text
 
 
+def test_a_container_sees_what_its_job_reads_and_writes() -> None:
+    """pyxis mounts nothing by itself: neither the token below run_dir nor the project would be there."""
+    config, command = make("cluster=slurm", "launch.slurm.container=an image", "model.path=/models/m")
+    lines = slurm.script(config, command, None).splitlines()
+    calls = [line for line in lines if "ray start" in line or "recipes.compare" in line or "start() {" in line]
+    root = compose_module.CONFIG_DIR.parent
+    wanted = f"--container-mounts={root}:{root},/shared/run:/shared/run,/models/m:/models/m"
+    for line in (calls[0], calls[-1]):
+        assert {"--container-image=an image", wanted, f"--container-workdir={root}"} <= set(shlex.split(line))
+
+
+@pytest.mark.parametrize("to", ["slurm", "kuberay"])
+def test_the_devices_of_the_nodes_are_not_those_of_the_machine_that_submits(
+    to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "runs_on_cpu", lambda _: True)
+    config, command = make(f"cluster={to}")
+    with pytest.raises(UserError, match=r"cluster\.device=auto: this machine has no GPU.*cluster\.device=cuda, or cpu"):
+        launch(config, command, ["prepare"])
+
+
+def test_on_cpus_ray_is_told_of_a_device_for_each_rank_and_engine() -> None:
+    extra = ("cluster.device=cpu", "sampler.num_engines=3", "launch.kuberay.image=i", "launch.kuberay.volume_claim=c")
+    config, command = make(*extra, run_dir="/runs/x")
+    assert "ray start --num-gpus=5 --head" in slurm.script(config, command, None)
+    head = yaml.safe_load(kuberay.manifest(config, command, None))["spec"]["rayClusterSpec"]["headGroupSpec"]
+    assert head["rayStartParams"] == {"num-gpus": "5"}
+
+
 def test_a_ray_job_manifest_has_one_pod_a_node() -> None:
     config, command = make(
         *("cluster=kuberay", "cluster.num_nodes=3", "cluster.device=cuda", "launch.kuberay.image=registry/image:1"),
@@ -236,14 +268,14 @@ def test_a_manifest_that_would_lose_the_run_is_refused(extra: list[str], message
 
 
 def test_files_for_a_scheduler_are_written_beside_the_run(tmp_path: Path) -> None:
-    config, command = make("cluster=slurm", run_dir=str(tmp_path))
+    config, command = make("cluster=slurm", "cluster.device=cpu", run_dir=str(tmp_path))
     path = launch(config, command, compare.stage_names(config))
     assert path == tmp_path / "submit" / f"{command.name}.sbatch"
     assert "experiment.stages" not in path.read_text()
 
 
 def test_a_file_is_handed_to_the_scheduler_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, command = make("cluster=slurm", "launch.submit=true", run_dir=str(tmp_path / "run"))
+    config, command = make("cluster=slurm", "cluster.device=cpu", "launch.submit=true", run_dir=str(tmp_path / "run"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"'sbatch' is not installed here.*launch\.submit=false"):
         launch(config, command, ["prepare"])

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from verl_ext import cluster
 from verl_ext.artifacts import write_bytes_atomically
 from verl_ext.config import Config
 from verl_ext.errors import UserError
@@ -23,6 +24,7 @@ def launch(config: Config, command: Command, stages: Sequence[str]) -> Path | No
     if config.launch.to == "ray":
         ray_jobs.run_stages(config, command, stages)
         return None
+    _check_device(config)
     chosen = stages if config.experiment.stages is not None else None
     if config.launch.to == "slurm":
         name, content, submit = f"{command.name}.sbatch", slurm.script(config, command, chosen), ["sbatch"]
@@ -36,6 +38,15 @@ def launch(config: Config, command: Command, stages: Sequence[str]) -> Path | No
     else:
         logger.info("written; submit it with: %s", shlex.join([*submit, str(path)]))
     return path
+
+
+def _check_device(config: Config) -> None:
+    """`auto` looks at this machine, and the file would ask for no GPU where a login node or a laptop has none."""
+    if config.cluster.device == "auto" and cluster.runs_on_cpu(config.cluster):
+        raise UserError(
+            "cluster.device=auto: this machine has no GPU, which says nothing of the nodes that the job will get. Set "
+            "cluster.device=cuda, or cpu."
+        )
 
 
 def _submit(arguments: list[str]) -> None:

@@ -67,7 +67,8 @@ def _check(config: Config) -> None:
 
 def _start(config: Config) -> dict[str, str]:
     """Parameters of `ray start`; on CPUs one device a rank and engine, since verl's placement groups ask for them."""
-    return {"num-gpus": str(config.cluster.ranks_per_node + 1)} if cluster.runs_on_cpu(config.cluster) else {}
+    devices = config.cluster.ranks_per_node + config.sampler.num_engines
+    return {"num-gpus": str(devices)} if cluster.runs_on_cpu(config.cluster) else {}
 
 
 def _pod(config: Config, name: str) -> dict[str, Any]:

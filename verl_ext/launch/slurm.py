@@ -74,13 +74,24 @@ def _options(config: Config, command: Command, run_dir: Path) -> list[str]:
 
 def _ray(config: Config) -> str:
     """`ray start`; on CPUs Ray is told of one device a rank and engine, since verl's placement groups ask for them."""
-    fake = f" --num-gpus={config.cluster.ranks_per_node + 1}" if cluster.runs_on_cpu(config.cluster) else ""
+    fake = (
+        f" --num-gpus={config.cluster.ranks_per_node + config.sampler.num_engines}"
+        if cluster.runs_on_cpu(config.cluster)
+        else ""
+    )
     return f"ray start{fake}"
 
 
 def _container(config: Config) -> str:
+    """Options of pyxis, whose containers see none of the nodes' directories: the project, the run, a local model."""
     image = config.launch.slurm.container
-    return f"--container-image={shlex.quote(image)} " if image else ""
+    if not image:
+        return ""
+    places = [cluster.REPOSITORY, Path(config.run_dir).expanduser()]
+    places += [Path(config.model.path)] if Path(config.model.path).is_absolute() else []
+    mounts = ",".join(f"{place}:{place}" for place in dict.fromkeys(places))
+    options = {"image": image, "mounts": mounts, "workdir": str(cluster.REPOSITORY)}
+    return "".join(f"{shlex.quote(f'--container-{key}={value}')} " for key, value in options.items())
 
 
 def _on_head(config: Config) -> str:
