@@ -19,7 +19,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from recipes.compare import compare, stage_names
+from recipes.compare import choose_stages, compare, stage_names
 from verl_ext import artifacts, cluster, compose
 from verl_ext.config import Config
 from verl_ext.experiment import plan
@@ -38,19 +38,22 @@ def rehearse(config: Config) -> Path:
     small = replace(small, model=policy.stand_in(small.model, directory / "stand_ins/models", config.seed))
     small = data.stand_in(small, directory / "stand_ins/data", Path(small.model.path))
     results = compare(small)
-    stages = stage_names(small) if small.experiment.stages is None else small.experiment.stages
+    every = stage_names(small)
+    stages = choose_stages(every, small.experiment.stages)
     record = {
         "experiment": small.experiment.name,
         "model": config.model.path,
         "fidelity": small.experiment.fidelity,
         "num_ranks": config.rehearse.num_ranks,
         "stages": stages,
+        "num_stages": len(every),
         "seconds": round(time.monotonic() - began, 1),
         "hardware": cluster.hardware(),
         "date": datetime.date.today().isoformat(),
     }
     artifacts.write_bytes_atomically(directory / "rehearsal.json", json.dumps(record, indent=1).encode() + b"\n")
-    logger.info("rehearsed %s: %d stages; nothing in %s is a result", small.experiment.name, len(stages), results)
+    done = f"{len(stages)} of {len(every)} stages"
+    logger.info("rehearsed %s: %s; nothing in %s is a result", small.experiment.name, done, results)
     return results
 
 

@@ -132,7 +132,8 @@ def rehearsals_block(directory: Path) -> str:
         sys.exit(f"No rehearsal is in {directory}. Run scripts/rehearse.sh.")
     models = sorted({record["model"] for record in found}, reverse=True)
     cells = {
-        (record["experiment"], record["model"]): f"{len(record['stages'])} in {record['seconds'] / 60:.1f} min"
+        (record["experiment"], record["model"]): f"{len(record['stages'])} of {record['num_stages']}, "
+        f"{record['seconds'] / 60:.1f} min"
         for record in found
     }
     lines = [f"| stages | {' | '.join(models)} |", f"|---|{'---:|' * len(models)}"]

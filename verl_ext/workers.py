@@ -188,8 +188,8 @@ def worker_config(model: ModelConfig, train: TrainConfig) -> TrainingWorkerConfi
             use_dynamic_bsz=True,
             ulysses_sequence_parallel_size=train.sequence_parallel_size,
             offload_policy=model.offload == "always",
-            # else whole gradients of all layers would wait on the device for the last micro-batch
-            use_no_sync_for_gradient_accumulation=model.offload != "always",
+            # else the whole gradients of all layers would stay on each device until the last micro-batch
+            use_no_sync_for_gradient_accumulation=False,
         ),
         optimizer_config=optimizer_config(train, num_steps=1),
         checkpoint_config=CheckpointConfig(save_contents=contents, load_contents=contents[:3]),
