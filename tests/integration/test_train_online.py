@@ -1,4 +1,4 @@
-"""verl's PPO trainer with our verifier, journal, guard and checkpoints, as processes on a CPU: four starts in all."""
+"""verl's PPO trainer with our verifier, journal, guard and checkpoints, as processes on a CPU: five starts in all."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import pytest
 
 from recipes.evaluate import PROBE
@@ -27,7 +28,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
 BASE_POLICY = CONFIG_DIR.parent / "verl_ext" / "embedded" / "base_policy"
 DEADLINE_SECONDS = 400
-NUM_PROMPTS, N, NUM_ROUNDS = 8, 4, 6  # rounds enough for a kill after the second to leave some to do
+RANK = "ray::WorkerDict"  # as Ray titles its process
+NUM_PROMPTS, N, NUM_ROUNDS = 8, 4, 6  # rounds enough for two kills to leave some to do
 
 
 @pytest.fixture(scope="module")
@@ -103,27 +105,64 @@ def check_nothing_is_left(output_dir: Path) -> None:
     assert not processes_of(output_dir), "the run left processes behind"
 
 
+def rank_of(process: subprocess.Popen[str]) -> psutil.Process:
+    """The training rank among the processes that a run has started."""
+    ranks = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if child.status() != psutil.STATUS_ZOMBIE and child.cmdline()[:1] and child.cmdline()[0].startswith(RANK)
+    ]
+    assert len(ranks) == 1, ranks
+    return ranks[0]
+
+
+class Killed(NamedTuple):
+    """A run that was killed twice and ended."""
+
+    output_dir: Path
+    before: list[dict[str, Any]]  # its log when it was killed itself
+    said: str  # when its rank was killed
+
+
 @pytest.fixture(scope="module")
-def killed_and_resumed(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """A GRPO run killed with -9 after its second checkpoint and run again; its directory, and the log before."""
+def killed_and_resumed(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    """A GRPO run: its rank is killed with -9 after a checkpoint, then itself after one more; then it goes on."""
     output_dir = tmp_path_factory.mktemp("grpo") / "run"
+    steps = output_dir / "steps"
     first = start(command_line(prompts, output_dir))
-    wait_for((output_dir / "steps" / "step_000002" / checkpoints.MANIFEST).exists, first)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    wait_for((steps / "step_000001" / checkpoints.MANIFEST).exists, first)
+    rank_of(first).kill()
+    _, said = first.communicate(timeout=DEADLINE_SECONDS)
+    assert first.returncode == 2, said
+    check_nothing_is_left(output_dir)
+    reached = len(read_log(output_dir / "log.jsonl"))
+    second = start(command_line(prompts, output_dir))
+    wait_for(lambda: newest(steps) > reached, second)
+    second.send_signal(signal.SIGKILL)
+    second.wait()
     before = read_log(output_dir / "log.jsonl")
     check_nothing_is_left(output_dir)
-    second = run(command_line(prompts, output_dir))
-    assert second.returncode == 0, second.stderr
-    assert re.search(r"resumed after round [2-5] from", second.stderr)
-    return output_dir, before
+    third = run(command_line(prompts, output_dir))
+    assert third.returncode == 0, third.stderr
+    assert re.search(r"resumed after round [2-5] from", third.stderr)
+    return Killed(output_dir, before, said)
 
 
-def test_a_killed_run_continues_and_ends_in_a_checkpoint(
-    killed_and_resumed: tuple[Path, list[dict[str, Any]]], prompts: Path
-) -> None:
+def newest(steps: Path) -> int:
+    """The round of the last finished checkpoint."""
+    done = steps.glob(f"step_*/{checkpoints.MANIFEST}")
+    return max((int(path.parent.name.removeprefix("step_")) for path in done), default=0)
+
+
+def test_a_killed_rank_ends_the_run_with_its_cause(killed_and_resumed: Killed) -> None:
+    said = killed_and_resumed.said
+    assert "verl's trainer ended with code 1; the same command goes on from the last checkpoint" in said
+    assert "ActorDiedError" in said
+
+
+def test_a_killed_run_continues_and_ends_in_a_checkpoint(killed_and_resumed: Killed, prompts: Path) -> None:
     """T2"""
-    output_dir, before = killed_and_resumed
+    output_dir, before = killed_and_resumed.output_dir, killed_and_resumed.before
     records = read_log(output_dir / "log.jsonl")
     rounds = list(range(1, NUM_ROUNDS + 1))
     assert [record["step"] for record in records] == rounds
@@ -150,10 +189,8 @@ def samples(output_dir: Path, step: int) -> Any:
     return artifacts.read(output_dir / "samples" / f"step_{step:06d}.parquet", "samples")
 
 
-def test_every_sample_is_kept_with_its_verdict(
-    killed_and_resumed: tuple[Path, list[dict[str, Any]]], prompts: Path
-) -> None:
-    output_dir, _ = killed_and_resumed
+def test_every_sample_is_kept_with_its_verdict(killed_and_resumed: Killed, prompts: Path) -> None:
+    output_dir = killed_and_resumed.output_dir
     tokenizer = load_tokenizer(BASE_POLICY, "problem-only")
     messages = {row["prompt_id"]: row["prompt"] for row in artifacts.read(prompts, "prompts").to_pylist()}
     num_tokens = 0
@@ -175,13 +212,13 @@ def test_every_sample_is_kept_with_its_verdict(
 
 
 def test_the_final_weights_are_trained_and_score_their_probe_alike(
-    killed_and_resumed: tuple[Path, list[dict[str, Any]]],
+    killed_and_resumed: Killed,
 ) -> None:
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    huggingface = killed_and_resumed[0] / "huggingface"
+    huggingface = killed_and_resumed.output_dir / "huggingface"
     weights, base = load_file(huggingface / "model.safetensors"), load_file(BASE_POLICY / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert json.loads((huggingface / "config.json").read_text())["dtype"] == "float32"

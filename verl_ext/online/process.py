@@ -95,7 +95,10 @@ def _reason(run: OnlineRun, code: int) -> str:
         return stopped.read_text()
     log = run.output_dir / "verl.log"
     tail = log.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
-    return f"{run.name}: verl's trainer ended with code {code}. The end of its log, '{log}':\n{tail}"
+    return (
+        f"{run.name}: verl's trainer ended with code {code}; the same command goes on from the last checkpoint. "
+        f"The end of its log, '{log}':\n{tail}"
+    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
