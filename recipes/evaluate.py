@@ -118,7 +118,7 @@ def _evaluate(
     if not open_shards:
         return
     samplers = start_samplers()
-    check_log_probs(checkpoint, samplers, settings.max_log_prob_gap)
+    check_log_probs(checkpoint, samplers, settings.max_log_prob_gap, config.sampler.max_idle_seconds)
     idle = config.sampler.max_idle_seconds
     label = outputs[next(iter(outputs))][1].parent.name
     progress = Progress(f"evaluate {label}", num_problems * settings.k, done=accuracy.num_samples, unit="samples")
@@ -136,23 +136,24 @@ def _evaluate(
         shards.commit()  # last: a finished stage is skipped
 
 
-def check_log_probs(checkpoint: Path, samplers: Sequence[Any], limit: float) -> None:
+def check_log_probs(checkpoint: Path, samplers: Sequence[Any], limit: float, max_idle_seconds: float = 3600.0) -> None:
     """Compare trainer and sampler on the checkpoint's probe, the tokens its trainer scored last.
 
     Raises UserError when the mean absolute difference exceeds `limit` nats: the engine then does not run the weights
     that were trained (a stale or partial swap, another vocabulary, another precision).
     """
-    import ray
-
     if not (checkpoint / PROBE).exists():
         logger.warning("%s has no %s: trainer and sampler cannot be compared", checkpoint, PROBE)
         return
     probe = artifacts.read(checkpoint / PROBE, "positives")
-    columns = [probe[name].to_pylist() for name in ("prompt_token_ids", "response_token_ids")]
+    prompts, responses = (probe[name].to_pylist() for name in ("prompt_token_ids", "response_token_ids"))
     trained = [np.array(row) for row in probe["behavior_log_probs"].to_pylist()]
-    for index, sampler in enumerate(samplers):
-        scored = ray.get(sampler.score.remote(str(checkpoint), *columns))
-        gaps = np.concatenate([np.abs(ours - theirs) for ours, theirs in zip(trained, scored, strict=True)])
+    found = sampling.score_with_each(samplers, str(checkpoint), prompts, responses, max_idle_seconds)
+    for index, scored in enumerate(found):
+        # an engine has no room for the last token of a sequence of full length
+        gaps = np.concatenate(
+            [np.abs(ours[: len(theirs)] - theirs) for ours, theirs in zip(trained, scored, strict=True)]
+        )
         logger.info(
             "trainer against sampler %d: log-probs of %d tokens differ by %.2g at most, %.2g on average (%s)",
             index,

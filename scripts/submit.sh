@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Set up here, and run an experiment on a cluster. Arguments go to recipes.compare; run_dir has to be an absolute path
-# that all nodes see.
+# that all nodes see. For GPUs, `scripts/setup.sh --gpu` comes first, and cluster.device=cuda goes with each command.
 #   scripts/submit.sh cluster=ray launch.dashboard=http://head:8265 experiment=<name> run_dir=/shared/run
 #   scripts/submit.sh cluster=slurm cluster.num_nodes=2 cluster.ranks_per_node=8 experiment=<name> run_dir=/shared/run
 #   scripts/submit.sh cluster=kuberay launch.kuberay.image=<image> launch.kuberay.volume_claim=<claim> ...

@@ -66,6 +66,7 @@ def start_ray(cluster: ClusterConfig, num_engines: int = 1) -> None:
     if cluster.address is not None:
         _warn_without_token()
         ray.init(address=cluster.address, **options)
+        _refuse_to_leave_gpus(cluster)
         return
     num_ranks = cluster.num_nodes * cluster.ranks_per_node
     if cluster.num_nodes > 1:
@@ -88,6 +89,19 @@ def start_ray(cluster: ClusterConfig, num_engines: int = 1) -> None:
         **options,
     )
     logger.info("Ray started: %s CPUs, logs in %s", int(ray.cluster_resources().get("CPU", 0)), directory)
+
+
+def _refuse_to_leave_gpus(cluster: ClusterConfig) -> None:
+    """Raise UserError where `auto` found no GPU on this node of a cluster that has some: all ranks would use CPUs."""
+    import ray
+
+    kinds = [name for name in ray.cluster_resources() if name.startswith("accelerator_type:")]
+    if cluster.device == "auto" and runs_on_cpu(cluster) and kinds:
+        ray.shutdown()
+        raise UserError(
+            f"cluster.device=auto found no GPU on this node, and the Ray cluster has {', '.join(sorted(kinds))}. "
+            "Set cluster.device=cuda to use them, or cluster.device=cpu."
+        )
 
 
 def _warn_without_token() -> None:

@@ -15,6 +15,7 @@ that lie there. What comes of it is gathered before the loss, so that every rank
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -24,7 +25,7 @@ import torch
 import torch.distributed
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
-from verl.utils.device import get_device_id
+from verl.utils.device import get_device_id, get_torch_device
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine.utils import postprocess_batch_func
@@ -46,6 +47,15 @@ class OfflineActorEngine(FSDPEngineWithLMHead):
     _requirements: Requirements | None = None
     _initial: WeightCopy | None = None  # the policy before training, where its whole distribution is needed
     average: WeightCopy | None = None  # the moving average of the policy, where that is the reference
+
+    def release(self) -> None:
+        """Forget the model of the run before, so that the next one's weights do not lie beside it while they load."""
+        for name in ("module", "optimizer", "lr_scheduler", "checkpoint_manager"):
+            setattr(self, name, None)
+        self._initial = self.average = None
+        self.__dict__.pop("_head", None)
+        gc.collect()
+        get_torch_device().empty_cache()
 
     def prepare_for(self, requirements: Requirements) -> None:
         """Keep the copies of the weights just loaded that a method asks for."""

@@ -11,6 +11,7 @@ cache on this machine is copied from there, also where there is no network. `hug
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -94,7 +95,8 @@ def _readable(config: Config) -> str:
     source = Path(config.model.path)
     if not config.model.path or not tokenizer_class.misnames(source):
         return config.model.path
-    target = RunLayout.of(config.run_dir).models / source.resolve().name
+    place = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:12]  # models of one name do not share links
+    target = RunLayout.of(config.run_dir).models / "links" / place / source.resolve().name
     with hold(target, _WAIT_SECONDS):
         tokenizer_class.link_corrected(source, target)
     logger.info(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,6 @@ def sample_jobs(
     Raises UserError when an engine dies, or does not answer within `max_idle_seconds`.
     """
     import ray
-    from ray.exceptions import RayError
 
     if not jobs:
         return
@@ -102,11 +102,17 @@ def sample_jobs(
     context.target_max_block_size = None  # else Ray cuts a shard of more than 192 MiB in two
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
+    idle = _idle(len(samplers))
+
     def sample(block: pa.Table) -> pa.Table:
         job = int(block["job"][0].as_py())
-        engine = samplers[job % len(samplers)]
-        reply = engine.sample.remote(path, block.drop_columns(["job"]), request, jobs[job].index)
-        rows = ray.get(reply, timeout=max_idle_seconds)
+        number = idle.get() if idle is not None else 0
+        try:
+            reply = samplers[number].sample.remote(path, block.drop_columns(["job"]), request, jobs[job].index)
+            rows = ray.get(reply, timeout=max_idle_seconds)
+        finally:
+            if idle is not None:
+                idle.put(number)
         return rows.append_column("job", pa.array([job] * len(rows), type=pa.int32()))
 
     light = [Job(key=job.key, index=job.index, prompts=job.prompts.slice(0, 0)) for job in jobs]
@@ -116,18 +122,55 @@ def sample_jobs(
     ]
     jobs = light  # what the tasks carry: the prompts travel as blocks
     dataset = _map_once(ray.data.from_arrow(blocks), sample, len(samplers))
-    try:
+    with _explained(
+        "The shards that were finished are kept; the same command goes on with the others.", max_idle_seconds
+    ):
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             job = int(table["job"][0].as_py())
             if len(table) != (expected := len(blocks[job]) * request.n):
                 raise RuntimeError(f"Ray delivered {len(table)} of the {expected} samples of shard {jobs[job].key}")
             yield jobs[job].key, table.drop_columns(["job"])
+
+
+def score_with_each(
+    samplers: Sequence[Any],
+    path: str,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    max_idle_seconds: float = 3600.0,
+) -> list[list[np.ndarray]]:
+    """`Sampler.score` of the same responses by every engine; raises UserError as `sample_jobs` does."""
+    import ray
+
+    with _explained("What was sampled is kept; the same command goes on.", max_idle_seconds):
+        replies = [sampler.score.remote(path, prompts, responses) for sampler in samplers]
+        found: list[list[np.ndarray]] = ray.get(replies, timeout=max_idle_seconds)
+    return found
+
+
+def _idle(num_engines: int) -> Any:
+    """The engines that are free, shared by the tasks; None for one, which needs no queue."""
+    if num_engines == 1:
+        return None
+    from ray.util.queue import Queue
+
+    idle = Queue(actor_options={"num_cpus": 0})
+    idle.put_nowait_batch(list(range(num_engines)))
+    return idle
+
+
+@contextmanager
+def _explained(consequence: str, max_idle_seconds: float) -> Iterator[None]:
+    """Say in a sentence that an engine died or did not answer."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
     except RayError as error:
-        if (reason := _why_engine_failed(str(error), max_idle_seconds)) is None:
+        reason = _why_engine_failed(f"{type(error).__name__}: {error}", max_idle_seconds)
+        if reason is None:
             raise
-        raise UserError(
-            f"A vLLM engine {reason}. The shards that were finished are kept; the same command goes on with the others."
-        ) from error
+        raise UserError(f"A vLLM engine {reason}. {consequence}") from error
 
 
 def _map_once(dataset: ray.data.Dataset, sample: Callable[[pa.Table], pa.Table], num_tasks: int) -> ray.data.Dataset:

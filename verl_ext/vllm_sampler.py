@@ -129,13 +129,18 @@ class Sampler:
     def score(
         self, path: str, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
     ) -> list[np.ndarray]:
-        """log pi(y_t | x, y_<t) of given responses under the weights of `path`, by the engine that samples."""
+        """log pi(y_t | x, y_<t) of given responses under the weights of `path`, by the engine that samples.
+
+        Without the last token of a sequence that fills the engine's context: vLLM wants room for one more.
+        """
         from vllm import SamplingParams
 
         self.load(path)
         self._llm.reset_prefix_cache()
+        longest = self._model.max_prompt_length + self._model.max_response_length - 1
         sequences = [
-            {"prompt_token_ids": [*prompt, *response]} for prompt, response in zip(prompts, responses, strict=True)
+            {"prompt_token_ids": [*prompt, *response][:longest]}
+            for prompt, response in zip(prompts, responses, strict=True)
         ]
         parameters = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0)
         outputs = self._llm.generate(sequences, parameters, use_tqdm=False)

@@ -54,6 +54,7 @@ class OfflineActorWorker(TrainingWorker):
         self.engine.logits_chunk_tokens = plan.train.logits_chunk_tokens
         self.engine._is_lora = plan.model.lora_rank > 0  # decided once in the engine's constructor otherwise
         self.optimizer_config = self.engine.optimizer_config = optimizer_config(plan.train, plan.num_steps)
+        self.engine.release()
         self.engine.initialize()
         method = get_method(plan.method)
         params = method.params(**plan.params)

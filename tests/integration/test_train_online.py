@@ -24,7 +24,7 @@ from verl_ext.online.journal import read_log
 from verl_ext.prompting import load_tokenizer
 from verl_ext.verifier import judge
 
-pytestmark = [pytest.mark.slow, pytest.mark.integration]
+pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1500)]  # three starts in a fixture
 
 BASE_POLICY = CONFIG_DIR.parent / "verl_ext" / "embedded" / "base_policy"
 DEADLINE_SECONDS = 400

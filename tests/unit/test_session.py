@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from verl_ext import cluster, session
-from verl_ext.config import Config
+from verl_ext.config import ClusterConfig, Config
 from verl_ext.errors import UserError
 
 
@@ -72,3 +72,27 @@ def test_engines_get_the_gpus_of_every_node_that_trained(busy: tuple[session.Ses
     assert found.samplers(Config().model) == ["engine"]
     assert ray.killed == ["rank 0", "rank 1", "rank 2", "rank 3"] and ray.removed == ["node 0", "node 1"]
     assert found._workers is None
+
+
+def joined(monkeypatch: pytest.MonkeyPatch, device: str, resources: dict[str, float]) -> list[str]:
+    """What is done to a cluster that is joined from a node without a GPU."""
+    done: list[str] = []
+    ray = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **_: done.append("joined"),
+        shutdown=lambda: done.append("left"),
+        cluster_resources=lambda: resources,
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(cluster.Path, "glob", lambda *_: iter(()))
+    monkeypatch.setattr(cluster.os, "environ", {})
+    cluster.start_ray(ClusterConfig(address="head:6379", device=device))  # type: ignore[arg-type]
+    return done
+
+
+def test_a_node_without_a_gpu_does_not_put_a_cluster_that_has_some_on_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = {"CPU": 64.0, "GPU": 8.0, "accelerator_type:H100": 1.0}
+    with pytest.raises(UserError, match=r"found no GPU on this node.*accelerator_type:H100.*cluster.device=cuda"):
+        joined(monkeypatch, "auto", gpus)
+    assert joined(monkeypatch, "cuda", gpus) == joined(monkeypatch, "cpu", gpus) == ["joined"]
+    assert joined(monkeypatch, "auto", {"CPU": 4.0, "GPU": 2.0}) == ["joined"]  # devices that were only declared

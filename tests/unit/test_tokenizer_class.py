@@ -50,7 +50,7 @@ def test_a_stage_reads_the_model_by_way_of_links_that_every_process_reads_well(d
     before = {path.name: path.read_bytes() for path in deepseek.iterdir()}
     config = Config(run_dir=str(tmp_path / "run"), model=ModelConfig(path=str(deepseek)))
     found = Path(hub.on_disk(config).model.path)
-    assert found == tmp_path / "run" / "models" / "deepseek-math-7b-base"
+    assert found.is_relative_to(tmp_path / "run" / "models") and found.name == "deepseek-math-7b-base"
     tokenizer = transformers.AutoTokenizer.from_pretrained(found)
     assert tokenizer.decode(tokenizer.encode(TEXT, add_special_tokens=False)) == TEXT
     assert {path.name: path.read_bytes() for path in deepseek.iterdir()} == before
@@ -65,6 +65,15 @@ def test_the_links_stay_as_they_are_for_whoever_reads_them_and_follow_the_model(
     assert Path(hub.on_disk(config).model.path).stat().st_ino == first
     (deepseek / "added.json").write_text("{}")
     assert (Path(hub.on_disk(config).model.path) / "added.json").is_symlink()
+
+
+def test_models_of_one_name_have_links_of_their_own(deepseek: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / deepseek.name
+    shutil.copytree(deepseek, other)
+    found = [
+        hub.on_disk(Config(run_dir=str(tmp_path), model=ModelConfig(path=str(p)))).model.path for p in (deepseek, other)
+    ]
+    assert found[0] != found[1] and all((Path(path) / "model.safetensors").is_symlink() for path in found)
 
 
 def test_other_tokenizers_are_left_alone(tmp_path: Path) -> None:

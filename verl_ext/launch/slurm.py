@@ -47,6 +47,8 @@ def script(config: Config, command: Command, stages: Sequence[str] | None) -> st
         f'    [ "$({_on_head(config)} {shlex.quote(command.python)} -c '
         '\'import ray; ray.init(log_to_driver=False); print(sum(n["Alive"] for n in ray.nodes()))\' 2>/dev/null)" = '
         '"${#nodes[@]}" ] && break',
+        f'    [ "$second" != {_WAIT_SECONDS} ] || {{ echo "error: of ${{#nodes[@]}} nodes not all joined Ray within '
+        f'{_WAIT_SECONDS} s; the log of this job has what their Ray said" >&2; exit 1; }}',
         "    sleep 1",
         "done",
         f"{_on_head(config)} {shlex.join(command.for_stages(stages))}",

@@ -55,10 +55,12 @@ class RewardService:
                 )
             except Exception as error:  # each waiting call has to hear of it
                 for future in futures:
-                    future.set_exception(RuntimeError(f"the verifier failed: {error}"))
+                    if not future.done():
+                        future.set_exception(RuntimeError(f"the verifier failed: {error}"))
                 continue
             for future, verdict in zip(futures, verdicts, strict=True):
-                future.set_result(verdict)
+                if not future.done():  # its call was given up
+                    future.set_result(verdict)
 
 
 async def compute_score(
