@@ -120,8 +120,8 @@ def workers(model: ModelConfig) -> Iterator[Callable[..., Any]]:
         asked = other or model
         key = (num_ranks, asked.use_remove_padding, asked.offload)
         if key not in groups:
-            # room for the groups of one, of two, of two packed and of one offloaded rank, and for an engine
-            cluster.start_ray(ClusterConfig(ranks_per_node=6), num_engines=1)
+            # room for the groups of one, of two, of two packed and of one offloaded rank, and for two engines
+            cluster.start_ray(ClusterConfig(ranks_per_node=6), num_engines=2)
             train = TrainConfig(sequence_parallel_size=num_ranks if asked.use_remove_padding else 1)
             place = ClusterConfig(ranks_per_node=num_ranks)
             groups[key] = cluster.create_workers(Config(model=asked, train=train, cluster=place))

@@ -61,6 +61,31 @@ def test_a_shard_is_the_same_whatever_was_sampled_before(samplers: list[Any], mo
     assert not forward[0]["response_token_ids"].equals(forward[1]["response_token_ids"])
 
 
+def test_two_engines_share_the_shards_and_give_the_samples_of_one(samplers: list[Any], model: ModelConfig) -> None:
+    import ray
+
+    expected = sample(samplers, model.path, [0, 1, 2])
+    second = sampling.create_samplers(model, SamplerConfig(kv_cache_gib=0.25), ClusterConfig())
+    try:
+        shared = sample([*samplers, *second], model.path, [2, 0, 1])
+        assert shared.keys() == expected.keys()
+        assert all(shared[shard].equals(expected[shard]) for shard in expected)
+        scored = sampling.score_with_each([*samplers, *second], model.path, [[3, 4], [5]], [[6], [7, 8]])
+        assert [[len(row) for row in rows] for rows in scored] == [[1, 2], [1, 2]]
+    finally:
+        ray.kill(second[0])
+
+
+def test_a_sequence_that_fills_the_context_is_scored_but_for_its_last_token(
+    samplers: list[Any], model: ModelConfig
+) -> None:
+    """32 and 32 tokens are all that the engine was built for."""
+    prompt, response = [3] * model.max_prompt_length, [4] * model.max_response_length
+    whole, short = sampling.score_with_each(samplers, model.path, [prompt, prompt], [response, response[:-1]])[0]
+    assert len(whole) == len(short) == model.max_response_length - 1
+    np.testing.assert_allclose(whole, short, atol=1e-5)
+
+
 def test_rollouts_keep_ids_log_probs_and_the_true_finish_reason(samplers: list[Any], model: ModelConfig) -> None:
     rows = sample(samplers, model.path, [0])[0].to_pylist()
     assert [row["sample_id"] for row in rows[:4]] == ["p0-0", "p0-1", "p0-2", "p1-0"]
