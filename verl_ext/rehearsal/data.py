@@ -8,6 +8,7 @@ configurations and splits, and is loaded by the same function.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,51 +27,48 @@ _TRACE = "<think>\nFour goes into it.\n</think>\n\n{solution}"
 
 
 def stand_in(config: Config, directory: Path, tokenizer: Path) -> Config:
-    """`config` with data of `rehearse.num_problems` rows a split, written to `directory`."""
-    cards: dict[Path, dict[str, dict[str, str]]] = {}
+    """`config` with data of `rehearse.num_problems` rows a split, written to `directory`.
+
+    Sources that leave out long solutions count them with `tokenizer`.
+    """
+    shelf = _Shelf(directory, tokenizer)
     size = config.rehearse.num_problems
-    data = DataConfig(
-        splits={name: _source(source, size, directory, cards) for name, source in config.data.splits.items()},
-        benchmarks={
-            name: _source(source, NUM_BENCHMARK_PROBLEMS, directory, cards)
-            for name, source in config.data.benchmarks.items()
-        },
-    )
-    for path, configurations in cards.items():
-        card = [
-            {"config_name": name, "data_files": [{"split": split, "path": file} for split, file in files.items()]}
-            for name, files in configurations.items()
-        ]
-        artifacts.write_bytes_atomically(path / "README.md", f"---\nconfigs: {json.dumps(card)}\n---\n".encode())
-
-    def counted(source: SourceConfig) -> SourceConfig:
-        return replace(source, tokenizer=str(tokenizer)) if source.max_solution_tokens else source
-
-    return replace(
-        config,
-        data=DataConfig(
-            splits={name: counted(source) for name, source in data.splits.items()},
-            benchmarks={name: counted(source) for name, source in data.benchmarks.items()},
-        ),
-    )
+    splits = {name: shelf.place(source, size) for name, source in config.data.splits.items()}
+    benchmarks = {name: shelf.place(source, NUM_BENCHMARK_PROBLEMS) for name, source in config.data.benchmarks.items()}
+    shelf.write_cards()
+    return replace(config, data=DataConfig(splits=splits, benchmarks=benchmarks))
 
 
-def _source(
-    source: SourceConfig, size: int, directory: Path, cards: dict[Path, dict[str, dict[str, str]]]
-) -> SourceConfig:
-    """The source with its stand-in in the place of its path."""
-    if source.source == "embedded":
-        return replace(source, limit=min(source.limit or size, size))
-    path = directory / source.path.lstrip("/")
-    split = source.split.partition("[")[0]
-    lines = "".join(json.dumps(row(source, index)) + "\n" for index in range(size)).encode()
-    if source.source == "file":
-        artifacts.write_bytes_atomically(path, lines)
-    else:
-        file = f"{source.name or 'data'}/{split}.jsonl"
-        artifacts.write_bytes_atomically(path / file, lines)
-        cards.setdefault(path, {}).setdefault(source.name or "default", {})[split] = file
-    return replace(source, path=str(path), num_rows=size, split=split)
+class _Shelf:
+    """A directory of stand-ins. A data set's card names the file of each configuration and split."""
+
+    def __init__(self, directory: Path, tokenizer: Path):
+        self._directory, self._tokenizer = directory, tokenizer
+        self._cards: dict[Path, dict[str, dict[str, str]]] = {}  # data set -> configuration -> split -> file
+
+    def place(self, source: SourceConfig, size: int) -> SourceConfig:
+        """Write `size` rows; returns the source with their place as its path."""
+        if source.source == "embedded":
+            return replace(source, limit=min(source.limit or size, size))
+        path = self._directory / re.sub(r"[^\w.-]+|\.\.+", "_", source.path)  # never outside the directory
+        split = source.split.partition("[")[0]
+        lines = "".join(json.dumps(row(source, index)) + "\n" for index in range(size)).encode()
+        if source.source == "file":
+            artifacts.write_bytes_atomically(path, lines)
+        else:
+            file = f"{source.name or 'data'}/{split}.jsonl"
+            artifacts.write_bytes_atomically(path / file, lines)
+            self._cards.setdefault(path, {}).setdefault(source.name or "default", {})[split] = file
+        tokenizer = str(self._tokenizer) if source.max_solution_tokens else source.tokenizer
+        return replace(source, path=str(path), num_rows=size, split=split, tokenizer=tokenizer)
+
+    def write_cards(self) -> None:
+        for path, configurations in self._cards.items():
+            card = [
+                {"config_name": name, "data_files": [{"split": split, "path": file} for split, file in files.items()]}
+                for name, files in configurations.items()
+            ]
+            artifacts.write_bytes_atomically(path / "README.md", f"---\nconfigs: {json.dumps(card)}\n---\n".encode())
 
 
 def problem(source: SourceConfig, index: int) -> tuple[str, str]:

@@ -94,6 +94,9 @@ def _sized(settings: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_key_value_heads": heads // group,
         "head_dim": _HEAD_DIM,
+        "max_position_embeddings": max(
+            settings.get("max_position_embeddings", 0), model.max_prompt_length + model.max_response_length
+        ),
         "tie_word_embeddings": shape.is_tied,
         "initializer_range": 0.05,
     }

@@ -10,7 +10,7 @@ import pytest
 
 from recipes.prepare import prepare
 from verl_ext import artifacts, compose
-from verl_ext.config import Config, SourceConfig
+from verl_ext.config import Config, DataConfig, SourceConfig
 from verl_ext.embedded import policy
 from verl_ext.errors import UserError
 from verl_ext.layout import RunLayout
@@ -78,3 +78,13 @@ def test_an_embedded_source_is_cut_to_size() -> None:
     small = data.stand_in(replace(config), Path("nowhere"), Path("nowhere"))
     assert {source.limit for source in small.data.splits.values()} == {SIZE}
     assert {source.limit for source in small.data.benchmarks.values()} == {data.NUM_BENCHMARK_PROBLEMS}
+
+
+@pytest.mark.parametrize("path", ["../../mine.jsonl", "/etc/mine.jsonl", "a/../../mine.jsonl"])
+def test_no_file_of_ones_own_is_written_over(path: str, tmp_path: Path) -> None:
+    source = SourceConfig(source="file", path=path, columns={"problem": "text", "answer": "text"})
+    config = replace(compose.compose([]), data=DataConfig(splits={"train": source}))
+    inside = tmp_path / "run" / "data"
+    placed = Path(data.stand_in(config, inside, tmp_path).data.splits["train"].path)
+    assert placed.resolve().parent == inside
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [placed]

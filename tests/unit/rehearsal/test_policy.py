@@ -104,6 +104,7 @@ def test_a_local_model_lends_its_configuration_and_tokenizer(tmp_path: Path, mak
     assert Path(model.path) == tmp_path / "made" / "MyModel"
     made = json.loads((Path(model.path) / "config.json").read_text())
     assert (made["rms_norm_eps"], made["num_hidden_layers"], made["vocab_size"]) == (1e-5, 2, content["vocab_size"])
+    assert made["max_position_embeddings"] == 1024 + 2048 > content["max_position_embeddings"]  # room for its lengths
     assert (Path(model.path) / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
 
 
