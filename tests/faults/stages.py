@@ -231,6 +231,7 @@ def _journal(root: Path) -> None:
         num_steps=3,
         samples_per_step=4,
         max_response_length=8,
+        end_token_ids=[2],
         max_log_prob_gap=0.1,
         max_skipped_steps=1,
         max_failure_fraction=0.5,
